@@ -1,0 +1,5 @@
+//! Plain data that every room speaks of.
+
+mod example;
+
+pub use example::{Example, Message, Tokens};

@@ -1,0 +1,11 @@
+//! GGUF (github.com/ggml-org/ggml, docs/gguf.md): a mapped reader and a streaming writer, versions 2 and 3.
+//! Types that we cannot compute with pass through untouched; key order, alignment and tensor order are kept,
+//! so that a file read and written back is byte for byte the same.
+
+mod reader;
+mod types;
+mod writer;
+
+pub use reader::{Gguf, TensorInfo};
+pub use types::{GgmlType, Value};
+pub use writer::{TensorSource, Writer};

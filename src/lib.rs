@@ -1,0 +1,17 @@
+//! retune: trains LoRA adapters on the models that you serve, exports them, registers them, and tells
+//! whether they are better. `ARCHITECTURE.md` has the map of these rooms.
+
+pub mod cli;
+pub mod deploy;
+pub mod domain;
+pub mod error;
+pub mod export;
+pub mod fault;
+pub mod formats;
+pub mod infer;
+pub mod model;
+pub mod runtime;
+pub mod text;
+pub mod train;
+
+pub use error::{Error, Result};
