@@ -10,7 +10,7 @@ mod turns;
 
 use std::time::SystemTime;
 
-use super::template::{Given, Template};
+use super::template::{Given, Template, calls_tools};
 use super::tokenizer::Tokenizer;
 use crate::domain::{Example, Message, Tokens};
 use crate::error::{Error, Result};
@@ -68,11 +68,31 @@ impl Renderer<'_> {
         let trained = match &rendering.spans {
             Some(spans) => mask::of_spans(self.tokenizer, &ids, &ranges, spans),
             None => {
+                self.refuse_ends_in_calls(&messages)?;
                 let turns = turns::find(self.template, &given, &messages, &rendering.text)?;
                 mask::of_turns(self.tokenizer, &ids, &ranges, &turns)?
             }
         };
         Ok(Rendered { text: rendering.text, tokens: Tokens { ids, trained } })
+    }
+
+    /// The end of a turn that calls tools is the first end-of-turn token behind the tool's name, so that none may stand in
+    /// the arguments.
+    fn refuse_ends_in_calls(&self, messages: &[Message]) -> Result<()> {
+        let ends: Vec<String> = self.tokenizer.end_ids().iter().filter_map(|&id| self.tokenizer.token(id)).collect();
+        for (index, message) in messages.iter().enumerate().filter(|(_, m)| m.role == "assistant" && calls_tools(m)) {
+            let Some(end) = ends.iter().find(|end| message.extra.get("tool_calls").is_some_and(|calls| holds(calls, end))) else {
+                continue;
+            };
+            return Err(Error::data(
+                format!(
+                    "message {} calls a tool with the end-of-turn token {end} in its arguments, so that the end of the turn cannot be told",
+                    index + 1
+                ),
+                "leave the row out, or mark what is trained with {% generation %} in a template of your own (--template FILE)",
+            ));
+        }
+        Ok(())
     }
 
     fn with_system(&self, messages: &[Message]) -> Vec<Message> {
@@ -83,6 +103,16 @@ impl Renderer<'_> {
             _ => messages.insert(0, Message::new("system", system)),
         }
         messages
+    }
+}
+
+/// Whether any text of a value holds `part`.
+fn holds(value: &serde_json::Value, part: &str) -> bool {
+    match value {
+        serde_json::Value::String(text) => text.contains(part),
+        serde_json::Value::Array(list) => list.iter().any(|value| holds(value, part)),
+        serde_json::Value::Object(map) => map.iter().any(|(key, value)| key.contains(part) || holds(value, part)),
+        _ => false,
     }
 }
 

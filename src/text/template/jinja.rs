@@ -6,11 +6,11 @@ use std::time::SystemTime;
 
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Serde, Value, ValueKind};
-use minijinja::{Environment, ErrorKind, State};
+use minijinja::{Environment, ErrorKind, Output, State};
 use serde_json::{Value as Json, json};
 
 use super::built_in::calls_tools;
-use super::python::{Dumps, strftime};
+use super::python::{Dumps, float_repr, strftime};
 use super::{Given, Rendering};
 use crate::domain::Message;
 use crate::error::{Error, Result};
@@ -47,6 +47,7 @@ impl Jinja {
         let mut environment = Environment::new();
         environment.set_syntax(syntax);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.set_formatter(print_value);
         environment.add_filter("tojson", to_json);
         environment.add_filter("retune_generation", |body: &str| format!("{BEGIN}{body}{END}"));
         environment.add_function("raise_exception", raise_exception);
@@ -70,9 +71,10 @@ impl Jinja {
             context.insert(key.clone(), json!(text));
         }
         context.insert("messages".into(), Json::Array(messages));
-        // transformers hands over None where there are no tools and no documents.
-        context.insert("tools".into(), given.tools.cloned().unwrap_or(Json::Null));
-        context.insert("documents".into(), Json::Null);
+        // Undefined, not null, where there are none: templates guard with `is defined` as well as by truth.
+        if let Some(tools) = given.tools {
+            context.insert("tools".into(), tools.clone());
+        }
         context.insert("add_generation_prompt".into(), json!(add_generation_prompt));
         let seconds = given.now.duration_since(SystemTime::UNIX_EPOCH).map(|d| d.as_secs()).unwrap_or(0);
         context.insert(NOW.into(), json!(seconds));
@@ -160,6 +162,14 @@ fn describe(error: &minijinja::Error) -> String {
     match error.detail() {
         Some(detail) => format!("{line}{}: {detail}", error.kind()),
         None => format!("{line}{}", error.kind()),
+    }
+}
+
+/// Prints a value as Python does; minijinja does so itself for all but large and small floats.
+fn print_value(out: &mut Output, state: &mut State, value: &Value) -> Result<(), minijinja::Error> {
+    match f64::try_from(value.clone()) {
+        Ok(float) if value.is_number() && !value.is_integer() => out.write_str(&float_repr(float)).map_err(Into::into),
+        _ => minijinja::escape_formatter(out, state, value),
     }
 }
 

@@ -177,10 +177,16 @@ impl Tokenizer {
         let mut ranges = Vec::with_capacity(ids.len());
         for (&id, reported) in ids.iter().zip(reported) {
             let spelled = self.spelled(id).unwrap_or_default();
-            let end = position + spelled.len();
-            let stands_next = !spelled.is_empty() && text.as_bytes().get(position..end) == Some(&spelled[..]);
+            let stands_next = |bytes: &[u8]| text.as_bytes()[position..].starts_with(bytes);
+            let length = if stands_next(&spelled) {
+                Some(spelled.len())
+            } else {
+                // The space that was put before the text is no part of it.
+                spelled.strip_prefix(b" ").filter(|rest| stands_next(rest)).map(<[u8]>::len)
+            };
             // Touching the reported range guards against a chance match after a place where the text was changed.
-            let range = if stands_next && position <= reported.end && reported.start <= end { position..end } else { reported };
+            let touches = |end: usize| position <= reported.end && reported.start <= end;
+            let range = length.map(|length| position..position + length).filter(|r| touches(r.end)).unwrap_or(reported);
             position = position.max(range.end);
             ranges.push(range);
         }
