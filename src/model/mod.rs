@@ -2,6 +2,7 @@
 //! forward and backward passes side by side.
 
 pub mod adapter;
+pub mod adapter_files;
 pub mod batch;
 pub mod config;
 pub mod decoder;
