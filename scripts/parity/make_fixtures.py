@@ -241,7 +241,7 @@ def make(family):
     print(
         f"{family}: logits' deviation at least {spread:.2f}, adapter moves them by {moved:.2f}; loss {result['loss_base']['loss']:.4f}, "
         f"with adapter {result['loss_adapter']['loss']:.4f}; training {losses[0]:.4f} -> {losses[-1]:.4f}; "
-        f"clipped in {sum(n > 1 for n in result['training']['grad_norms'])} of {len(losses)} steps; "
+        f"clipped in {sum(n > TRAINING['clip'] for n in result['training']['grad_norms'])} of {len(losses)} steps; "
         f"{sum(f.stat().st_size for f in out.rglob('*') if f.is_file()) / 1e6:.2f} MB"
     )
 
