@@ -2,6 +2,7 @@
 //! exit code 0 is done, 1 failed, 2 wrong use, 3 done as far as it goes without a server (`retune deploy`).
 
 mod args;
+mod demo;
 mod deploy;
 mod generate;
 mod loss;
@@ -30,6 +31,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    Demo(demo::Args),
     Train(train::Args),
     Loss(loss::Args),
     Generate(generate::Args),
@@ -51,6 +53,7 @@ pub fn main() -> ExitCode {
     restore_sigpipe();
     let cli = Cli::parse();
     let result = match &cli.command {
+        Command::Demo(args) => demo::run(args).map(|()| Ended::Done),
         Command::Train(args) => train::run(args).map(|()| Ended::Done),
         Command::Loss(args) => loss::run(args).map(|()| Ended::Done),
         Command::Generate(args) => generate::run(args).map(|()| Ended::Done),
