@@ -70,21 +70,22 @@ def load_model(path):
 
 
 def load_tokenizer(path):
-    """A fast tokenizer of a gpt2-kind vocabulary with SmolLM2's pre-tokenizer, and its template."""
+    """A fast tokenizer of a gpt2-kind vocabulary as its hub twin splits text, and its chat template."""
     import gguf
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     fields = read_fields(gguf.GGUFReader(path))
     kind = (fields["tokenizer.ggml.model"], fields["tokenizer.ggml.pre"])
-    assert kind == ("gpt2", "smollm"), f"a tokenizer of kind {kind} is not known here"
+    splits = [pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+    if kind in [("gpt2", "smollm"), ("gpt2", "starcoder")]:
+        splits.insert(0, pre_tokenizers.Digits(individual_digits=True))
+    else:
+        assert kind == ("gpt2", "gpt-2"), f"a tokenizer of kind {kind} is not known here"
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-    ])  # fmt: skip
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(splits)
     tokenizer.decoder = decoders.ByteLevel()
     types = fields["tokenizer.ggml.token_type"]
     control = [token for token, kind in zip(tokens, types) if kind == gguf.TokenType.CONTROL]
@@ -94,5 +95,5 @@ def load_tokenizer(path):
         tokenizer_object=tokenizer,
         bos_token=tokens[fields["tokenizer.ggml.bos_token_id"]],
         eos_token=tokens[fields["tokenizer.ggml.eos_token_id"]],
-        chat_template=fields["tokenizer.chat_template"],
+        chat_template=fields.get("tokenizer.chat_template"),
     )

@@ -158,7 +158,7 @@ def main():
         seconds += time.perf_counter() - began
         tokens += sum(len(row["ids"]) for row in rows)
         steps["trained_tokens"].append(len(losses))
-        steps["losses"].append(float(losses.double().mean()))
+        steps["losses"].append(float(losses.detach().double().mean()))
         steps["grad_norms"].append(float(norm))
         print(f"step {step}: loss {steps['losses'][-1]:.6f}, gradient {float(norm):.4f}, {tokens / seconds:.0f} tokens/s", flush=True)
         if step in (SHORT_STEPS, RECIPE["total_steps"]):
