@@ -16,6 +16,7 @@ use self::spm::Spm;
 use crate::error::{Error, Result};
 use crate::formats::gguf::Gguf;
 
+pub(super) use self::folder::{json, token_text};
 pub use self::gguf::GgufVocab;
 
 /// A tokenizer with what the model's files say about special tokens.
