@@ -42,7 +42,8 @@ pub fn read(path: &Path) -> Result<Rows> {
         rows.examples.push(shaped.example);
     }
     if rows.examples.is_empty() {
-        let message = if read == 0 { "holds no rows".to_owned() } else { format!("all of its {read} rows are marked \"label\": false") };
+        let message =
+            if read == 0 { "holds no rows".to_owned() } else { format!("all of its {read} rows are marked \"label\": false") };
         return Err(Error::file(path, message, shapes::KNOWN));
     }
     Ok(rows)
@@ -109,7 +110,9 @@ impl<'a> Scanner<'a> {
                     self.advance(1);
                     self.skip_space();
                 }
-                Some(_) if self.number > 0 => return Err((self.line, format!("expected a comma or ] after row {}", self.number))),
+                Some(_) if self.number > 0 => {
+                    return Err((self.line, format!("expected a comma or ] after row {}", self.number)));
+                }
                 Some(_) => {}
             }
         } else if self.peek().is_none() {

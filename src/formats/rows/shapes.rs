@@ -151,7 +151,9 @@ fn message(turn: Value) -> Result<Message, String> {
     let content = ["content", "value"].iter().find_map(|key| turn.remove(*key)).unwrap_or_default();
     let mut message = Message { role: role.to_owned(), content: String::new(), extra: turn };
     if said == "function_call" {
-        let Value::String(calls) = content else { return Err(format!("is a call given as {}, expected a string", kind(&content))) };
+        let Value::String(calls) = content else {
+            return Err(format!("is a call given as {}, expected a string", kind(&content)));
+        };
         match serde_json::from_str(&calls) {
             Ok(Value::Array(calls)) => calls.into_iter().for_each(|call| push_call(&mut message.extra, call)),
             Ok(call @ Value::Object(_)) => push_call(&mut message.extra, call),
@@ -205,7 +207,11 @@ fn fill_content(message: &mut Message, content: Value) -> Result<(), String> {
                 };
                 push_call(&mut message.extra, call);
             }
-            (other, _) => return Err(format!("has a part of type {other:?} with no text that we can use; text, reasoning and tool_call are known")),
+            (other, _) => {
+                return Err(format!(
+                    "has a part of type {other:?} with no text that we can use; text, reasoning and tool_call are known"
+                ));
+            }
         }
     }
     Ok(())

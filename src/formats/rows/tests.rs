@@ -87,7 +87,10 @@ fn openai_calls_keep_their_ids_and_get_their_arguments_as_objects() {
     ], "tools": []});
     let rows = read_text(&row.to_string()).unwrap();
     let messages = &rows.examples[0].messages;
-    assert_eq!(messages[1].extra["tool_calls"], json!([{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}]));
+    assert_eq!(
+        messages[1].extra["tool_calls"],
+        json!([{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}])
+    );
     assert_eq!(messages[2].extra["tool_call_id"], "c1");
     assert_eq!(messages[3].extra["loss_weight"], 0);
     assert!(!messages[3].extra.contains_key("tool_calls"));
@@ -151,9 +154,18 @@ fn errors_name_the_line_and_what_was_found() {
         complaint("{\"messages\": [{\"role\": \"user\", \"content\": \"c\"}]}"),
         "line 1 (row 1): has no assistant's turn to learn, only [] (the user's turn at the end is dropped)"
     );
-    assert_eq!(complaint("{\"instruction\": \"x\", \"output\": 3}"), "line 1 (row 1): has a number as \"output\", expected a string");
-    assert!(complaint("{\"messages\": [{\"role\": \"bot\"}]}").contains("turn 1 of \"messages\" has the role \"bot\", expected system, user"));
-    assert!(complaint("{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\", \"url\": \"x\"}]}]}").contains("type \"image\""));
+    assert_eq!(
+        complaint("{\"instruction\": \"x\", \"output\": 3}"),
+        "line 1 (row 1): has a number as \"output\", expected a string"
+    );
+    assert!(
+        complaint("{\"messages\": [{\"role\": \"bot\"}]}")
+            .contains("turn 1 of \"messages\" has the role \"bot\", expected system, user")
+    );
+    assert!(
+        complaint("{\"messages\": [{\"role\": \"user\", \"content\": [{\"type\": \"image\", \"url\": \"x\"}]}]}")
+            .contains("type \"image\"")
+    );
     assert!(complaint("{\"question\": \"a\", \"answer\": \"b\", \"tools\": \"[\"}").contains("\"tools\" that is no JSON"));
     assert!(complaint("{\"prompt\": \"\u{0}\"}").contains("invalid JSON"));
     assert!(complaint(&format!("{{\"prompt\": {}", "[".repeat(100_000))).contains("recursion limit"));
@@ -186,7 +198,11 @@ fn the_files_of_the_world_have_the_rows_that_were_counted_in_them() {
     ] {
         let rows = read(&folder.join(file)).unwrap();
         let found: usize = rows.examples.iter().map(|e| e.messages.len()).sum();
-        assert_eq!((rows.examples.len(), found, rows.unwanted_rows, rows.trailing_user_turns), (examples, turns, unwanted, 0), "{file}");
+        assert_eq!(
+            (rows.examples.len(), found, rows.unwanted_rows, rows.trailing_user_turns),
+            (examples, turns, unwanted, 0),
+            "{file}"
+        );
     }
     let rows = read(&folder.join("preference/kto_en_demo.json")).unwrap();
     assert_eq!(rows.examples.len() + rows.unwanted_rows, 300);
