@@ -8,7 +8,8 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 use retune_kernels::rng::Rng;
-use retune_kernels::weight::{DType, GgmlDType, quantize};
+use retune_kernels::weight::GgmlDType;
+use retune_kernels::{DType, quantize};
 
 use super::exact_match;
 use super::task::{self, SKILLS, Split};

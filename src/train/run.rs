@@ -75,7 +75,7 @@ impl Job<'_> {
             (state.adapter.params, state.m, state.v, state.step) = (saved.params, saved.m, saved.v, saved.header.step);
             (header, best_params) = (saved.header, saved.best_params);
         }
-        let mut run = Running {
+        let run = Running {
             metrics: Metrics::open(self.folder, state.step)?,
             order: Order::new(self.settings, self.rows.len()),
             // The plan of the checkpoint, not of this moment's free memory: packing decides the order of sums.
