@@ -8,8 +8,8 @@ mod generate;
 mod loss;
 //mod merge;
 mod progress;
-//mod render;
-//mod tokenize;
+mod render;
+mod tokenize;
 mod train;
 
 use std::process::ExitCode;
@@ -37,8 +37,8 @@ enum Command {
     Generate(generate::Args),
     //Merge(merge::Args),
     //Deploy(deploy::Args),
-    //Render(render::Args),
-    //Tokenize(tokenize::Args),
+    Render(render::Args),
+    Tokenize(tokenize::Args),
 }
 
 /// How a command ended that did not fail.
@@ -59,8 +59,8 @@ pub fn main() -> ExitCode {
         Command::Generate(args) => generate::run(args).map(|()| Ended::Done),
         //Command::Merge(args) => merge::run(args).map(|()| Ended::Done),
         //Command::Deploy(args) => deploy::run(args),
-        //Command::Render(args) => render::run(args).map(|()| Ended::Done),
-        //Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
+        Command::Render(args) => render::run(args).map(|()| Ended::Done),
+        Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
     };
     match result {
         Ok(Ended::Done) => ExitCode::SUCCESS,
