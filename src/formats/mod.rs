@@ -9,7 +9,9 @@ use crate::error::{Error, Result};
 
 pub mod durable;
 pub mod gguf;
+pub mod gguf_adapter;
 pub mod peft;
+pub mod row_order;
 pub mod rows;
 pub mod safetensors;
 

@@ -1,9 +1,15 @@
-//! Rows of data: alpaca, prompt/completion, messages, sharegpt; JSON arrays or JSON lines.
+//! Rows of data: alpaca, prompt/completion, question/answer, messages, sharegpt; JSON arrays or JSON lines.
+
+mod shapes;
+#[cfg(test)]
+mod tests;
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use crate::domain::Example;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What a file held.
 #[derive(Debug)]
@@ -11,10 +17,152 @@ pub struct Rows {
     pub examples: Vec<Example>,
     /// Conversations that ended on a user's turn: that turn was dropped.
     pub trailing_user_turns: usize,
+    /// Rows that their file marks as bad work (`"label": false`, as in data for KTO): left out.
+    pub unwanted_rows: usize,
 }
 
 /// Reads a whole file; a bad row is an error that names the file, the line and what is wrong with it.
 pub fn read(path: &Path) -> Result<Rows> {
-    let _ = path;
-    todo!()
+    let bytes = super::map_file(path)?;
+    let mut rows = Rows { examples: Vec::new(), trailing_user_turns: 0, unwanted_rows: 0 };
+    let mut read = 0;
+    for row in Scanner::new(&bytes) {
+        let Scanned { number, line, value } = row.map_err(|(line, problem)| {
+            Error::file(path, format!("line {line}: {problem}"), "expected JSON lines, or one JSON array of objects")
+        })?;
+        read = number;
+        let shaped = shapes::example(value)
+            .map_err(|problem| Error::file(path, format!("line {line} (row {number}): {}", problem.message), problem.hint))?;
+        let Some(mut shaped) = shaped else {
+            rows.unwanted_rows += 1;
+            continue;
+        };
+        shaped.example.row = number;
+        rows.trailing_user_turns += usize::from(shaped.dropped_user_turn);
+        rows.examples.push(shaped.example);
+    }
+    if rows.examples.is_empty() {
+        let message =
+            if read == 0 { "holds no rows".to_owned() } else { format!("all of its {read} rows are marked \"label\": false") };
+        return Err(Error::file(path, message, shapes::KNOWN));
+    }
+    Ok(rows)
+}
+
+/// One JSON value of the file.
+struct Scanned {
+    /// From 1.
+    number: usize,
+    /// Where it begins, from 1.
+    line: usize,
+    value: Value,
+}
+
+/// Goes through a file value by value, and counts lines; the whole is never in memory as one JSON value.
+struct Scanner<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    /// Newlines before `at`.
+    line: usize,
+    number: usize,
+    /// The file is one array: values are separated by commas and a bracket ends it.
+    in_array: bool,
+    done: bool,
+}
+
+/// A line and what is wrong there.
+type Problem = (usize, String);
+
+impl<'a> Scanner<'a> {
+    fn new(bytes: &'a [u8]) -> Self {
+        // Windows editors put a byte order mark in front, which JSON does not know.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let mut scanner = Self { bytes, at: 0, line: 1, number: 0, in_array: false, done: false };
+        scanner.skip_space();
+        if scanner.peek() == Some(b'[') {
+            scanner.in_array = true;
+            scanner.at += 1;
+        }
+        scanner
+    }
+
+    fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    fn advance(&mut self, n: usize) {
+        self.line += self.bytes[self.at..self.at + n].iter().filter(|b| **b == b'\n').count();
+        self.at += n;
+    }
+
+    fn skip_space(&mut self) {
+        let space = self.bytes[self.at..].iter().take_while(|b| b.is_ascii_whitespace()).count();
+        self.advance(space);
+    }
+
+    fn next_value(&mut self) -> Result<Option<Scanned>, Problem> {
+        self.skip_space();
+        if self.in_array {
+            match self.peek() {
+                None => return Err((self.line, "the file ends inside of its array: it is cut".to_owned())),
+                Some(b']') => return self.end_of_array(),
+                Some(b',') if self.number > 0 => {
+                    self.advance(1);
+                    self.skip_space();
+                }
+                Some(_) if self.number > 0 => {
+                    return Err((self.line, format!("expected a comma or ] after row {}", self.number)));
+                }
+                Some(_) => {}
+            }
+        } else if self.peek().is_none() {
+            return Ok(None);
+        }
+        if self.peek() != Some(b'{') {
+            let rest = &self.bytes[self.at..];
+            let shown = String::from_utf8_lossy(&rest[..rest.len().min(40)]).lines().next().unwrap_or_default().to_owned();
+            return Err((self.line, format!("expected a JSON object that starts with {{, found {shown:?}")));
+        }
+        let line = self.line;
+        let mut stream = serde_json::Deserializer::from_slice(&self.bytes[self.at..]).into_iter::<Value>();
+        let parsed = stream.next().transpose();
+        let consumed = stream.byte_offset();
+        match parsed {
+            Ok(Some(value)) => {
+                self.advance(consumed);
+                self.number += 1;
+                Ok(Some(Scanned { number: self.number, line, value }))
+            }
+            Ok(None) => Ok(None),
+            Err(error) => {
+                // serde counts from the start of this value.
+                let text = error.to_string();
+                let text = text.split(" at line ").next().unwrap_or_default();
+                let problem = format!("invalid JSON: {text} (column {}, in the row that starts at line {line})", error.column());
+                Err((line + error.line() - 1, problem))
+            }
+        }
+    }
+
+    fn end_of_array(&mut self) -> Result<Option<Scanned>, Problem> {
+        self.advance(1);
+        self.skip_space();
+        match self.peek() {
+            None => Ok(None),
+            Some(_) => Err((self.line, "text after the end of the array".to_owned())),
+        }
+    }
+}
+
+impl Iterator for Scanner<'_> {
+    type Item = Result<Scanned, Problem>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.done {
+            return None;
+        }
+        let next = self.next_value().transpose();
+        self.done = !matches!(next, Some(Ok(_)));
+        next
+    }
 }
