@@ -1,7 +1,9 @@
 //! retune: trains LoRA adapters on the models that you serve, exports them, registers them, and tells
 //! whether they are better. `ARCHITECTURE.md` has the map of these rooms.
 
+pub mod base;
 pub mod cli;
+//pub mod demo;
 pub mod deploy;
 pub mod domain;
 pub mod error;
@@ -10,6 +12,7 @@ pub mod fault;
 pub mod formats;
 pub mod infer;
 pub mod model;
+pub mod pipeline;
 pub mod runtime;
 pub mod text;
 pub mod train;

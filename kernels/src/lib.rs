@@ -13,7 +13,15 @@ pub mod matmul;
 pub mod rms_norm;
 pub mod rng;
 pub mod rope;
+pub mod simd;
 pub mod swiglu;
 pub mod weight;
 
+mod quant;
+mod scratch;
+#[cfg(test)]
+mod testing;
+mod vector;
+
+pub use quant::quantize;
 pub use weight::{DType, Weight};

@@ -1,8 +1,26 @@
 //! A frozen weight matrix, kept as it is stored: multiply by it, multiply by its transpose, read a
 //! row, nothing else. Quantised weights are dequantised a panel of rows at a time and never kept.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 pub use candle_core::quantized::GgmlDType;
+use rayon::prelude::*;
+
+use crate::matmul::{Mat, gemm};
+use crate::quant::dequantize;
+use crate::scratch;
+use crate::vector::dot;
+
+#[cfg(target_endian = "big")]
+compile_error!("weights are used as they are stored, in little-endian order");
+
+/// Values of one dequantised panel (1 MiB): it stays in the second cache between being written and read.
+const PANEL_VALUES: usize = 1 << 18;
+/// Fewer rows make the product inefficient, whatever their length.
+const PANEL_ROWS_MIN: usize = 64;
+/// Values that a thread dequantises at once.
+const PIECE_VALUES: usize = 1 << 14;
 
 /// How a weight is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,10 +33,47 @@ pub enum DType {
 }
 
 impl DType {
+    /// Values and bytes of one block.
+    fn block(self) -> (usize, usize) {
+        match self {
+            Self::F32 => (1, 4),
+            Self::F16 | Self::BF16 => (1, 2),
+            Self::Quant(dtype) => (dtype.block_size(), dtype.type_size()),
+        }
+    }
+
+    /// Values that are stored together; a row is a multiple of it.
+    pub fn block_values(self) -> usize {
+        self.block().0
+    }
+
     /// Bytes of one row of `cols` values; `None` where `cols` is no multiple of the block.
     pub fn row_bytes(self, cols: usize) -> Option<usize> {
-        let _ = cols;
-        todo!()
+        let (values, bytes) = self.block();
+        if cols.is_multiple_of(values) { (cols / values).checked_mul(bytes) } else { None }
+    }
+}
+
+/// As GGUF tools write it: `f16`, `q8_0`, `q4_K`.
+impl std::fmt::Display for DType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 | Self::Quant(GgmlDType::F32) => "f32",
+            Self::F16 | Self::Quant(GgmlDType::F16) => "f16",
+            Self::BF16 | Self::Quant(GgmlDType::BF16) => "bf16",
+            Self::Quant(GgmlDType::Q4_0) => "q4_0",
+            Self::Quant(GgmlDType::Q4_1) => "q4_1",
+            Self::Quant(GgmlDType::Q5_0) => "q5_0",
+            Self::Quant(GgmlDType::Q5_1) => "q5_1",
+            Self::Quant(GgmlDType::Q8_0) => "q8_0",
+            Self::Quant(GgmlDType::Q8_1) => "q8_1",
+            Self::Quant(GgmlDType::Q2K) => "q2_K",
+            Self::Quant(GgmlDType::Q3K) => "q3_K",
+            Self::Quant(GgmlDType::Q4K) => "q4_K",
+            Self::Quant(GgmlDType::Q5K) => "q5_K",
+            Self::Quant(GgmlDType::Q6K) => "q6_K",
+            Self::Quant(GgmlDType::Q8K) => "q8_K",
+        })
     }
 }
 
@@ -31,17 +86,52 @@ pub struct Weight {
     data: Bytes,
 }
 
+/// Owns floats, shows bytes.
+struct Floats(Vec<f32>);
+
+impl AsRef<[u8]> for Floats {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0)
+    }
+}
+
 impl Weight {
     /// Takes `data` as stored (a slice of a memory map costs nothing). Unaligned f32 is copied once.
     /// An error says the expected and the found number of bytes, or that the row does not fit the block.
     pub fn from_bytes(dtype: DType, rows: usize, cols: usize, data: Bytes) -> Result<Self, String> {
-        let _ = (dtype, rows, cols, data);
-        todo!()
+        let dtype = match dtype {
+            DType::Quant(GgmlDType::F32) => DType::F32,
+            DType::Quant(GgmlDType::F16) => DType::F16,
+            DType::Quant(GgmlDType::BF16) => DType::BF16,
+            other => other,
+        };
+        let Some(row_bytes) = dtype.row_bytes(cols) else {
+            return Err(format!(
+                "a row of {cols} values does not fit {dtype}, whose blocks hold {}: the file's shape or type is wrong",
+                dtype.block_values()
+            ));
+        };
+        let Some(expected) = row_bytes.checked_mul(rows) else {
+            return Err(format!("a matrix of {rows} x {cols} {dtype} is larger than memory can be: the file's shape is wrong"));
+        };
+        if data.len() != expected {
+            return Err(format!(
+                "a matrix of {rows} x {cols} {dtype} needs {expected} bytes, found {}: the file is cut or its shape is wrong",
+                data.len()
+            ));
+        }
+        if dtype == DType::F32 && bytemuck::try_cast_slice::<u8, f32>(&data).is_err() {
+            let mut values = vec![0.0; rows * cols];
+            dequantize(dtype, &data, &mut values);
+            return Ok(Self::from_f32(values, rows, cols));
+        }
+        Ok(Self { rows, cols, dtype, data })
     }
 
+    /// Panics where there are not `rows * cols` values.
     pub fn from_f32(values: Vec<f32>, rows: usize, cols: usize) -> Self {
-        let _ = (values, rows, cols);
-        todo!()
+        assert_eq!(values.len(), rows * cols, "a matrix of {rows} x {cols} needs {} values", rows * cols);
+        Self { rows, cols, dtype: DType::F32, data: Bytes::from_owner(Floats(values)) }
     }
 
     pub fn rows(&self) -> usize {
@@ -63,30 +153,127 @@ impl Weight {
 
     /// `y = x W^T + beta * y`; x `[n, cols]`, y `[n, rows]`.
     pub fn mul(&self, x: &[f32], n: usize, y: &mut [f32], beta: f32) {
-        let _ = (x, n, y, beta);
-        todo!()
+        self.mul_panel(0..self.rows, x, n, y, beta);
     }
 
     /// `dx = dy W + beta * dx`; dy `[n, rows]`, dx `[n, cols]`.
+    /// Panels are added in their order, whatever the number of threads.
     pub fn mul_transposed(&self, dy: &[f32], n: usize, dx: &mut [f32], beta: f32) {
-        let _ = (dy, n, dx, beta);
-        todo!()
+        let (rows, cols) = (self.rows, self.cols);
+        assert_eq!(dy.len(), n * rows, "dy must be [{n}, {rows}]");
+        assert_eq!(dx.len(), n * cols, "dx must be [{n}, {cols}]");
+        if rows == 0 {
+            return gemm(dx, cols, 1.0, Mat::new(dy, n, 0), Mat::new(&[], 0, cols), beta);
+        }
+        self.panels(0..rows, |panel, values| {
+            let beta = if panel.start == 0 { beta } else { 1.0 };
+            let dy = Mat::columns(&dy[panel.start.min(dy.len())..], n, panel.len(), rows);
+            gemm(dx, cols, 1.0, dy, Mat::new(values, panel.len(), cols), beta);
+        });
     }
 
     /// `y = x W[rows]^T`, only the given rows of the weight (a panel of the head); y `[n, rows.len()]`.
-    pub fn mul_rows(&self, rows: std::ops::Range<usize>, x: &[f32], n: usize, y: &mut [f32]) {
-        let _ = (rows, x, n, y);
-        todo!()
+    pub fn mul_rows(&self, rows: Range<usize>, x: &[f32], n: usize, y: &mut [f32]) {
+        self.mul_panel(rows, x, n, y, 0.0);
     }
 
     /// Row `i`, dequantised into `out` (`[cols]`): an embedding.
     pub fn row(&self, i: usize, out: &mut [f32]) {
-        let _ = (i, out);
-        todo!()
+        assert!(i < self.rows, "row {i} of a matrix with {} rows", self.rows);
+        assert_eq!(out.len(), self.cols, "a row has {} values", self.cols);
+        dequantize(self.dtype, self.row_data(i..i + 1), out);
     }
 
     /// All values as f32 `[rows, cols]`.
     pub fn to_f32(&self) -> Vec<f32> {
-        todo!()
+        let mut out = vec![0.0; self.rows * self.cols];
+        self.dequantize_rows(0..self.rows, &mut out);
+        out
+    }
+
+    fn mul_panel(&self, rows: Range<usize>, x: &[f32], n: usize, y: &mut [f32], beta: f32) {
+        let (count, cols) = (rows.len(), self.cols);
+        assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of a matrix with {} rows", self.rows);
+        assert_eq!(x.len(), n * cols, "x must be [{n}, {cols}]");
+        assert_eq!(y.len(), n * count, "y must be [{n}, {count}]");
+        if n == 1 && self.floats().is_none() {
+            return self.mul_vector(rows, x, y, beta);
+        }
+        let start = rows.start;
+        self.panels(rows, |panel, values| {
+            let y = &mut y[(panel.start - start).min(n * count)..];
+            let w = Mat::new(values, panel.len(), cols);
+            if n > 0 {
+                gemm(y, count, 1.0, Mat::new(x, n, cols), w.t(), beta);
+            }
+        });
+    }
+
+    /// `mul_panel` for one x: a row at a time is dequantised into the first cache and used there.
+    fn mul_vector(&self, rows: Range<usize>, x: &[f32], y: &mut [f32], beta: f32) {
+        let piece = (2 * PIECE_VALUES).div_ceil(self.cols.max(1));
+        let work = |i: usize, y: &mut [f32]| {
+            scratch::with(self.cols, |row| {
+                for (j, y) in y.iter_mut().enumerate() {
+                    self.row(rows.start + i * piece + j, row);
+                    let sum = dot(x, row);
+                    *y = if beta == 0.0 { sum } else { beta * *y + sum };
+                }
+            });
+        };
+        if y.len() > piece {
+            y.par_chunks_mut(piece).enumerate().for_each(|(i, y)| work(i, y));
+        } else {
+            work(0, y);
+        }
+    }
+
+    /// The values, where they are stored as f32.
+    fn floats(&self) -> Option<&[f32]> {
+        // `from_bytes` and `from_f32` see to it that f32 is aligned.
+        (self.dtype == DType::F32).then(|| bytemuck::cast_slice(&self.data))
+    }
+
+    fn row_data(&self, rows: Range<usize>) -> &[u8] {
+        let row_bytes = self.data.len() / self.rows;
+        &self.data[rows.start * row_bytes..rows.end * row_bytes]
+    }
+
+    /// Calls `f` with one panel of rows after another, as f32; f32 itself is one panel, without a copy.
+    fn panels(&self, rows: Range<usize>, mut f: impl FnMut(Range<usize>, &[f32])) {
+        if let Some(values) = self.floats() {
+            let panel = &values[rows.start * self.cols..rows.end * self.cols];
+            return f(rows, panel);
+        }
+        let height = (PANEL_VALUES / self.cols.max(1)).max(PANEL_ROWS_MIN).min(rows.len());
+        // Panels of equal height rather than a small last one; whole tiles of the product.
+        let count = rows.len().div_ceil(height.max(1)).max(1);
+        let height = rows.len().div_ceil(count).next_multiple_of(32).min(rows.len());
+        scratch::with(height * self.cols, |values| {
+            let mut start = rows.start;
+            while start < rows.end {
+                let panel = start..(start + height).min(rows.end);
+                let values = &mut values[..panel.len() * self.cols];
+                self.dequantize_rows(panel.clone(), values);
+                start = panel.end;
+                f(panel, values);
+            }
+        });
+    }
+
+    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+        if out.is_empty() {
+            return;
+        }
+        let data = self.row_data(rows);
+        let piece_rows = PIECE_VALUES.div_ceil(self.cols);
+        let piece = piece_rows * self.cols;
+        if out.len() <= 2 * piece {
+            return dequantize(self.dtype, data, out);
+        }
+        let row_bytes = self.data.len() / self.rows;
+        out.par_chunks_mut(piece)
+            .zip(data.par_chunks(piece_rows * row_bytes))
+            .for_each(|(out, data)| dequantize(self.dtype, data, out));
     }
 }

@@ -1,4 +1,89 @@
-//! The command line: thin shells over the library, one file a command.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+//! The command line: thin shells over the library, one file a command. Errors go to stderr as one readable message;
+//! exit code 0 is done, 1 failed, 2 wrong use, 3 done as far as it goes without a server (`retune deploy`).
+
+mod args;
+//mod demo;
+//mod deploy;
+mod generate;
+mod loss;
+//mod merge;
+mod progress;
+//mod render;
+//mod tokenize;
+mod train;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::error::{Error, Result};
+
+/// Make the language models that you serve better at your work.
+///
+/// retune trains LoRA adapters in its own process, on the very weights that you serve, exports them to GGUF and
+/// registers the new model with Ollama. `retune demo` shows the whole of it on a small model, in about a minute.
+#[derive(Parser)]
+#[command(version, max_term_width = 100, after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 the files are made but no server was there to take them.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    //Demo(demo::Args),
+    Train(train::Args),
+    Loss(loss::Args),
+    Generate(generate::Args),
+    //Merge(merge::Args),
+    //Deploy(deploy::Args),
+    //Render(render::Args),
+    //Tokenize(tokenize::Args),
+}
+
+/// How a command ended that did not fail.
+pub enum Ended {
+    Done,
+    /// The files are made, but no server was there to take them.
+    WithoutServer,
+}
+
+/// Runs the process's command line.
+pub fn main() -> ExitCode {
+    restore_sigpipe();
+    let cli = Cli::parse();
+    let result = match &cli.command {
+        //Command::Demo(args) => demo::run(args).map(|()| Ended::Done),
+        Command::Train(args) => train::run(args).map(|()| Ended::Done),
+        Command::Loss(args) => loss::run(args).map(|()| Ended::Done),
+        Command::Generate(args) => generate::run(args).map(|()| Ended::Done),
+        //Command::Merge(args) => merge::run(args).map(|()| Ended::Done),
+        //Command::Deploy(args) => deploy::run(args),
+        //Command::Render(args) => render::run(args).map(|()| Ended::Done),
+        //Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
+    };
+    match result {
+        Ok(Ended::Done) => ExitCode::SUCCESS,
+        Ok(Ended::WithoutServer) => ExitCode::from(3),
+        Err(error) => {
+            eprintln!("error: {error}");
+            if let Some(hint) = error.hint() {
+                eprintln!("  next: {hint}");
+            }
+            ExitCode::from(error.exit_code() as u8)
+        }
+    }
+}
+
+/// `retune loss ... | head` ends quietly, as other tools do.
+fn restore_sigpipe() {
+    // SAFETY: sets the disposition of one signal before any thread is started.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+}
+
+/// Prints a value as one line of JSON on stdout.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let line = serde_json::to_string(value).map_err(|e| Error::data(format!("the result cannot be written as JSON: {e}"), "report this"))?;
+    println!("{line}");
+    Ok(())
 }

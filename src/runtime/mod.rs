@@ -1,1 +1,3 @@
+//! Clients of what serves models.
 
+pub mod ollama;

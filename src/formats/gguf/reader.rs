@@ -125,6 +125,11 @@ impl Gguf {
         self.tensor_index.get(name).map(|&i| &self.tensors[i])
     }
 
+    /// The whole file.
+    pub fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
     /// The tensor's bytes: a slice of the map, no copy. `tensor` is one of this file's own.
     pub fn data(&self, tensor: &TensorInfo) -> Bytes {
         let start = self.data_start + tensor.offset as usize;

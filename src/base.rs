@@ -1,0 +1,212 @@
+//! Opening a base: a Hugging Face folder, a GGUF file, the tag of a model that the local Ollama holds, or `demo`, the
+//! small model in the binary. What comes back is complete: weights, tokenizer, template, digest.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use crate::error::{Error, Result};
+use crate::formats::gguf::Gguf;
+use crate::formats::safetensors::Tensors;
+use crate::model::weights::Weights;
+use crate::model::{Decoder, ModelConfig};
+use crate::runtime::ollama::store;
+use crate::text::template::{BUILT_IN, Template};
+use crate::text::tokenizer::Tokenizer;
+
+/// The demo's base, in the binary.
+pub const DEMO: &str = "demo";
+static DEMO_GGUF: &[u8] = include_bytes!("../models/demo.gguf");
+
+/// Where a base's weights are.
+#[derive(Clone)]
+pub enum Origin {
+    Folder(PathBuf),
+    Gguf(Arc<Gguf>),
+    /// A tag of the local Ollama: the very blob that it serves.
+    Ollama { tag: String, gguf: Arc<Gguf>, system: Option<String> },
+}
+
+impl Origin {
+    pub fn gguf(&self) -> Option<&Gguf> {
+        match self {
+            Self::Folder(_) => None,
+            Self::Gguf(gguf) | Self::Ollama { gguf, .. } => Some(gguf),
+        }
+    }
+}
+
+/// A base, ready to train, score and speak.
+pub struct Base {
+    /// As the user named it.
+    pub name: String,
+    pub origin: Origin,
+    pub decoder: Decoder,
+    pub tokenizer: Tokenizer,
+    /// The model's own chat template.
+    pub own_template: Option<Template>,
+    /// The id on the hub, where the files tell it.
+    pub hub_id: Option<String>,
+}
+
+impl Base {
+    pub fn open(name: &str) -> Result<Self> {
+        let path = Path::new(name);
+        if path.is_dir() {
+            Self::open_folder(name, path)
+        } else if path.is_file() {
+            Self::open_gguf(name, Origin::Gguf(Arc::new(Gguf::open(path)?)))
+        } else if name == DEMO {
+            Self::open_gguf(name, Origin::Gguf(Arc::new(Gguf::from_bytes(DEMO, bytes::Bytes::from_static(DEMO_GGUF))?)))
+        } else if let Some(folder) = hub_cache(name) {
+            Self::open_folder(name, &folder)
+        } else if path.extension().is_some() && name.contains('/') || name.starts_with(['.', '/', '~']) {
+            Err(Error::io("open the base", path)(std::io::ErrorKind::NotFound.into()))
+        } else {
+            let stored = store::resolve(name)?;
+            if !stored.adapters.is_empty() {
+                return Err(Error::unsupported(
+                    format!("the Ollama model {} already carries an adapter", stored.name),
+                    "train on the pristine model that it was made from: adapters would stack",
+                ));
+            }
+            let gguf = Arc::new(Gguf::open(&stored.model_blob)?);
+            Self::open_gguf(name, Origin::Ollama { tag: stored.name, gguf, system: stored.system })
+        }
+    }
+
+    fn open_folder(name: &str, folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
+        let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("no valid JSON: {e}"), "mend the file, or fetch the model again"))?;
+        let config = ModelConfig::from_hf(&json, &path)?;
+        let weights = Weights::from_hf(&Tensors::open_folder(folder)?, &config, folder)?;
+        let tokenizer = Tokenizer::from_folder(folder)?;
+        let own_template = Template::from_folder(folder, &tokenizer)?;
+        let hub_id = json.get("_name_or_path").and_then(|v| v.as_str()).filter(|id| is_hub_id(id)).map(str::to_owned);
+        Self { name: name.to_owned(), origin: Origin::Folder(folder.to_owned()), decoder: Decoder { config, weights }, tokenizer, own_template, hub_id: hub_id.or_else(|| is_hub_id(name).then(|| name.to_owned())) }.checked()
+    }
+
+    fn open_gguf(name: &str, origin: Origin) -> Result<Self> {
+        let Some(gguf) = origin.gguf() else { unreachable!("only origins with a GGUF come here") };
+        let config = ModelConfig::from_gguf(gguf)?;
+        let weights = Weights::from_gguf(gguf, &config)?;
+        let tokenizer = Tokenizer::from_gguf(gguf)?;
+        let own_template = Template::from_gguf(gguf, &tokenizer)?;
+        let hub_id = gguf_hub_id(gguf)?;
+        Self { name: name.to_owned(), decoder: Decoder { config, weights }, tokenizer, own_template, hub_id, origin }.checked()
+    }
+
+    /// A tokenizer with more tokens than the model has rows would index past the embedding.
+    fn checked(self) -> Result<Self> {
+        let (tokens, rows) = (self.tokenizer.vocab_size(), self.decoder.config.vocab_size);
+        if tokens > rows {
+            return Err(Error::unsupported(
+                format!("the tokenizer of {} has {tokens} tokens, the model has {rows}", self.name),
+                "the tokenizer belongs to another model; put the right tokenizer.json beside the weights",
+            ));
+        }
+        Ok(self)
+    }
+
+    /// The template to render with: the given name or file, else the base's own.
+    pub fn template(&self, choice: Option<&str>) -> Result<Template> {
+        let known = BUILT_IN.join(", ");
+        match choice {
+            None => self.own_template.clone().ok_or_else(|| {
+                Error::usage(format!("{} has no chat template of its own", self.name), format!("choose one with --template: {known}, or a file with a Jinja template"))
+            }),
+            Some(name) => match Template::built_in(name) {
+                Some(template) => Ok(template),
+                None if Path::new(name).is_file() => {
+                    let source = std::fs::read_to_string(name).map_err(Error::io("read", name))?;
+                    Template::jinja_for(name, &source, &self.tokenizer)
+                }
+                None => Err(Error::usage(format!("there is no template '{name}'"), format!("--template takes {known}, or the path of a file with a Jinja template"))),
+            },
+        }
+    }
+
+    /// SHA-256 over the files that hold the base's weights and vocabulary.
+    pub fn digest(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        match &self.origin {
+            Origin::Gguf(gguf) | Origin::Ollama { gguf, .. } => hash.update(gguf.bytes()),
+            Origin::Folder(folder) => {
+                for path in folder_files(folder)? {
+                    hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());
+                    let mut file = std::fs::File::open(&path).map_err(Error::io("open", &path))?;
+                    std::io::copy(&mut file, &mut HashWriter(&mut hash)).map_err(Error::io("read", &path))?;
+                }
+            }
+        }
+        Ok(format!("sha256:{}", hex(&hash.finalize())))
+    }
+
+    /// Row length when the user names none: 2,048 or the model's context where that is less.
+    pub fn default_max_length(&self) -> usize {
+        self.decoder.config.context_length.min(2048)
+    }
+}
+
+struct HashWriter<'a>(&'a mut Sha256);
+
+impl std::io::Write for HashWriter<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.update(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Lowercase hex.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+/// The files of a folder that decide what the model computes, sorted by name.
+fn folder_files(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    let mut files: Vec<PathBuf> = entries
+        .filter_map(|e| Some(e.ok()?.path()))
+        .filter(|p| p.extension().is_some_and(|e| e == "safetensors" || e == "json" || e == "jinja" || e == "txt"))
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+fn is_hub_id(text: &str) -> bool {
+    let mut parts = text.split('/');
+    let plain = |part: Option<&str>| part.is_some_and(|p| !p.is_empty() && !p.starts_with('.') && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)));
+    plain(parts.next()) && plain(parts.next()) && parts.next().is_none()
+}
+
+/// A snapshot of a hub id in Hugging Face's cache (`HF_HUB_CACHE`, `HF_HOME`, `~/.cache/huggingface`).
+fn hub_cache(id: &str) -> Option<PathBuf> {
+    if !is_hub_id(id) {
+        return None;
+    }
+    let env = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let root = env("HF_HUB_CACHE").or_else(|| Some(env("HF_HOME")?.join("hub"))).or_else(|| Some(env("HOME")?.join(".cache/huggingface/hub")))?;
+    let model = root.join(format!("models--{}", id.replace('/', "--")));
+    let revision = std::fs::read_to_string(model.join("refs/main")).ok()?;
+    let snapshot = model.join("snapshots").join(revision.trim());
+    snapshot.join("config.json").is_file().then_some(snapshot)
+}
+
+/// The hub id that a GGUF names as its source (ggml docs/gguf.md, "Source metadata").
+fn gguf_hub_id(gguf: &Gguf) -> Result<Option<String>> {
+    for key in ["general.repo_url", "general.source.repo_url", "general.source.huggingface.repository", "general.base_model.0.repo_url"] {
+        if let Some(value) = gguf.get_str(key)? {
+            let id = value.trim_end_matches('/').rsplit('/').take(2).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("/");
+            if is_hub_id(&id) {
+                return Ok(Some(id));
+            }
+        }
+    }
+    Ok(None)
+}

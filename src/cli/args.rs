@@ -1,0 +1,85 @@
+//! Options that several commands share, each with its help in one place.
+
+use std::path::PathBuf;
+
+use crate::base::Base;
+use crate::error::{Error, Result};
+use crate::model::{Adapter, adapter_files};
+use crate::pipeline::Reading;
+use crate::text::render::Long;
+use crate::text::template::Template;
+
+/// Which base, and how it is prompted.
+#[derive(clap::Args, Clone)]
+pub struct BaseArgs {
+    /// The model to start from: a Hugging Face folder, a GGUF file, the tag of a model that your Ollama holds, or `demo`
+    #[arg(long, value_name = "BASE")]
+    pub base: String,
+    /// How conversations become text: alpaca, chatml, plain, or a file with a Jinja template [default: the base's own]
+    #[arg(long, value_name = "NAME|FILE")]
+    pub template: Option<String>,
+    /// A file whose text stands as the system message before every row
+    #[arg(long, value_name = "FILE")]
+    pub system: Option<PathBuf>,
+}
+
+impl BaseArgs {
+    pub fn open(&self) -> Result<Base> {
+        Base::open(&self.base)
+    }
+
+    pub fn system_text(&self) -> Result<Option<String>> {
+        let read = |path: &PathBuf| std::fs::read_to_string(path).map(|t| t.trim_end_matches('\n').to_owned()).map_err(Error::io("read", path));
+        self.system.as_ref().map(read).transpose()
+    }
+
+    pub fn template(&self, base: &Base) -> Result<Template> {
+        base.template(self.template.as_deref())
+    }
+
+    pub fn reading(&self, length: &LengthArgs) -> Result<Reading> {
+        Ok(Reading { template: self.template.clone(), system: self.system_text()?, max_length: length.max_length, long: length.long.into() })
+    }
+}
+
+/// What to do with long rows.
+#[derive(clap::Args, Clone)]
+pub struct LengthArgs {
+    /// Tokens of a row at most [default: 2048, or the model's context where that is less]
+    #[arg(long, value_name = "TOKENS")]
+    pub max_length: Option<usize>,
+    /// What happens to longer rows: cut them at the end, drop them, or stop with an error
+    #[arg(long, value_enum, default_value = "cut")]
+    pub long: LongArg,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+pub enum LongArg {
+    Cut,
+    Drop,
+    Error,
+}
+
+impl From<LongArg> for Long {
+    fn from(arg: LongArg) -> Self {
+        match arg {
+            LongArg::Cut => Self::Cut,
+            LongArg::Drop => Self::Drop,
+            LongArg::Error => Self::Error,
+        }
+    }
+}
+
+/// The adapter that a command puts on the base.
+#[derive(clap::Args, Clone)]
+pub struct AdapterArgs {
+    /// An adapter to put on the base: a PEFT folder (what `retune train` writes) or a GGUF adapter
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    pub adapter: Option<PathBuf>,
+}
+
+impl AdapterArgs {
+    pub fn load(&self, base: &Base) -> Result<Option<Adapter>> {
+        self.adapter.as_ref().map(|path| adapter_files::load(path, &base.decoder.config)).transpose()
+    }
+}

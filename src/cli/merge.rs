@@ -1,0 +1,48 @@
+//! `retune merge`: base and adapter become one GGUF file.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::print_json;
+use crate::base::Base;
+use crate::error::{Error, Result};
+use crate::export::merge::{MergeType, merge};
+use crate::model::adapter_files;
+
+/// Merge an adapter into its base: one GGUF file, everything untouched byte for byte the same.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The base: a GGUF file, or the tag of a model that your Ollama holds
+    #[arg(long)]
+    base: String,
+    /// The adapter: a PEFT folder (what `retune train` writes) or a GGUF adapter
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    adapter: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "FILE.gguf")]
+    out: PathBuf,
+    /// How merged weights are stored: keep (as they were), f32, f16, bf16, q8_0, q6_k, q5_k, q4_k, q5_1, q5_0, q4_1, q4_0
+    #[arg(long = "type", value_name = "TYPE", default_value = "keep")]
+    merge_type: String,
+    /// One line of JSON: each merged tensor with its types and its error
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let merge_type: MergeType = args.merge_type.parse()?;
+    let base = Base::open(&args.base)?;
+    let Some(gguf) = base.origin.gguf() else {
+        return Err(Error::usage(format!("{} is a Hugging Face folder", args.base), "merge into its GGUF file: pass that as --base"));
+    };
+    let adapter = adapter_files::load(&args.adapter, &base.decoder.config)?;
+    let pairs = adapter_files::gguf_pairs(&adapter, &base.decoder.config);
+    let report = merge(gguf, &pairs, adapter.spec.scale(), merge_type, &args.out)?;
+    if args.json {
+        return print_json(&json!({"out": args.out, "tensors": report.tensors}));
+    }
+    println!("{} tensors merged into {}", report.tensors.len(), args.out.display());
+    report.notes().iter().for_each(|n| println!("  {n}"));
+    Ok(())
+}

@@ -1,0 +1,264 @@
+//! Ollama's HTTP API. Source: ollama, docs/api.md and server/routes.go of 0.17 and 0.34.
+
+use std::fs::File;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use ureq::http::Method;
+
+use super::address::Address;
+use super::http::{Http, Limit, Metered, Patience, Payload};
+use super::name::ModelName;
+use super::wire::{Answer, CreateRequest, Options, Shown, Tag, message_json};
+use crate::domain::Message;
+use crate::error::{Error, Result};
+use crate::fault;
+
+/// A client of one Ollama. Every error says which address was tried, what for, and what to do.
+pub struct Ollama {
+    http: Http,
+}
+
+/// A conversation that the model is to answer.
+#[derive(Clone, Copy, Debug)]
+pub struct Probe<'a> {
+    pub messages: &'a [Message],
+    /// Tools as the row has them (a list in OpenAI's shape).
+    pub tools: Option<&'a Value>,
+}
+
+impl Ollama {
+    /// `OLLAMA_HOST`, and a bearer token from `OLLAMA_API_KEY`. Asks nothing yet.
+    pub fn from_env() -> Result<Self> {
+        let token = std::env::var("OLLAMA_API_KEY").ok().map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
+        Ok(Self::new(Address::from_env()?, token))
+    }
+
+    /// The token goes over loopback and https only.
+    pub fn new(address: Address, token: Option<String>) -> Self {
+        Self { http: Http::new(address, token, Patience::default()) }
+    }
+
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { http: self.http.with_patience(patience) }
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.http.address
+    }
+
+    /// For example `0.34.1`.
+    pub fn version(&self) -> Result<String> {
+        let what = "say its version";
+        let answer = self.get(what, "/api/version")?;
+        let version = answer.get("version").and_then(Value::as_str);
+        version.map(str::to_owned).ok_or_else(|| self.http.garbage(what, &answer.to_string()))
+    }
+
+    /// Every model that is there.
+    pub fn tags(&self) -> Result<Vec<Tag>> {
+        let what = "list its models";
+        let answer = self.get(what, "/api/tags")?;
+        match answer.get("models") {
+            Some(Value::Null) => Ok(Vec::new()),
+            Some(models) => serde_json::from_value(models.clone()).map_err(|_| self.http.garbage(what, &answer.to_string())),
+            None => Err(self.http.garbage(what, &answer.to_string())),
+        }
+    }
+
+    /// The model of that name among the tags; case does not matter.
+    pub fn tag(&self, name: &str) -> Result<Option<Tag>> {
+        let wanted = ModelName::parse(name)?;
+        Ok(self.tags()?.into_iter().find(|tag| ModelName::parse(&tag.name).is_ok_and(|name| name.same(&wanted))))
+    }
+
+    /// What a model is made of; `None` where there is no such model.
+    pub fn show(&self, name: &str) -> Result<Option<Shown>> {
+        let what = format!("show {name}");
+        let reply = self.http.send(&what, Method::POST, "/api/show", Payload::Json(&json!({ "model": name })), Limit::Quick)?;
+        let status = reply.status;
+        if status == 404 {
+            let text = self.http.text(&what, reply, Limit::Quick)?;
+            return if text.contains("not found") { Ok(None) } else { Err(self.http.refusal(&what, status, &text)) };
+        }
+        let answer = self.http.json(&what, reply, Limit::Quick)?;
+        let shown: Shown = serde_json::from_value(answer.clone()).map_err(|_| self.http.garbage(&what, &answer.to_string()))?;
+        if shown.modelfile.is_empty() { Err(self.http.garbage(&what, &answer.to_string())) } else { Ok(Some(shown)) }
+    }
+
+    /// Whether the server has the blob (`sha256:<hex>`).
+    pub fn has_blob(&self, digest: &str) -> Result<bool> {
+        let what = format!("look for blob {digest}");
+        let reply = self.http.send(&what, Method::HEAD, &format!("/api/blobs/{digest}"), Payload::Nothing, Limit::Quick)?;
+        match reply.status {
+            200 => Ok(true),
+            404 => Ok(false),
+            status => Err(self.http.refusal(&what, status, "")),
+        }
+    }
+
+    /// Sends the file unless it is there already; `on_progress` hears the bytes sent so far. `true`: it was sent.
+    pub fn push_blob(&self, path: &Path, digest: &str, on_progress: &mut dyn FnMut(u64)) -> Result<bool> {
+        if self.has_blob(digest)? {
+            return Ok(false);
+        }
+        let what = format!("take {} as blob {digest}", path.display());
+        let file = File::open(path).map_err(Error::io("open", path))?;
+        let length = file.metadata().map_err(Error::io("read", path))?.len();
+        let mut reader = Metered { file, sent_bytes: 0, on_progress };
+        fault::point(&format!("http push {digest}"));
+        let payload = Payload::Bytes { reader: &mut reader, length };
+        let reply = self.http.send(&what, Method::POST, &format!("/api/blobs/{digest}"), payload, Limit::Idle)?;
+        match reply.status {
+            200 | 201 => Ok(true),
+            status => {
+                let text = self.http.text(&what, reply, Limit::Idle)?;
+                let error = self.http.refusal(&what, status, &text);
+                if !text.contains("digest mismatch") {
+                    return Err(error);
+                }
+                Err(Error::server(
+                    error.to_string(),
+                    "the file changed while it was read; wait until nothing writes to it, then run the same command again",
+                ))
+            }
+        }
+    }
+
+    /// Creates a model; `on_status` hears what Ollama says it does. `Ok` means that the stream ended with `success` and
+    /// had no error in it, not that the model is what was asked for: look with `show`.
+    pub fn create(&self, request: &CreateRequest, on_status: &mut dyn FnMut(&str)) -> Result<()> {
+        let what = format!("create {}", request.model);
+        let body = to_json(request)?;
+        fault::point(&format!("http create {}", request.model));
+        let reply = self.http.send(&what, Method::POST, "/api/create", Payload::Json(&body), Limit::Idle)?;
+        let mut last = String::new();
+        self.http.lines(&what, reply, |line| {
+            if let Some(status) = line.get("status").and_then(Value::as_str) {
+                on_status(status);
+                last = status.to_owned();
+            }
+        })?;
+        if last == "success" {
+            return Ok(());
+        }
+        Err(self.http.hung_up(&what, &format!("the stream ended after '{last}', expected 'success'")))
+    }
+
+    /// Makes `to` another name of `from`; what `to` named before keeps its files as long as another name has them.
+    pub fn copy(&self, from: &str, to: &str) -> Result<()> {
+        let what = format!("copy {from} to {to}");
+        fault::point(&format!("http copy {from} {to}"));
+        let body = json!({ "source": from, "destination": to });
+        let reply = self.http.send(&what, Method::POST, "/api/copy", Payload::Json(&body), Limit::Quick)?;
+        self.empty_answer(&what, reply)
+    }
+
+    /// Removes a name, and the files that no other name has. `false`: there was none.
+    pub fn delete(&self, name: &str) -> Result<bool> {
+        let what = format!("delete {name}");
+        fault::point(&format!("http delete {name}"));
+        let reply =
+            self.http.send(&what, Method::DELETE, "/api/delete", Payload::Json(&json!({ "model": name })), Limit::Quick)?;
+        if reply.status == 404 {
+            return Ok(false);
+        }
+        self.empty_answer(&what, reply).map(|()| true)
+    }
+
+    /// Continues a text as it is, with no template; `top` alternatives with log-probabilities a token (at most 20).
+    pub fn generate(&self, model: &str, prompt: &str, options: &Options, top: usize) -> Result<Answer> {
+        let body = json!({
+            "model": model, "prompt": prompt, "raw": true, "stream": true,
+            "options": to_json(options)?, "logprobs": top > 0, "top_logprobs": top,
+        });
+        self.answer(&format!("continue a text with {model}"), "/api/generate", &body)
+    }
+
+    /// Answers a conversation through the model's template.
+    pub fn chat(&self, model: &str, probe: Probe, options: &Options, top: usize) -> Result<Answer> {
+        let mut body = chat_body(model, probe, options)?;
+        body["logprobs"] = json!(top > 0);
+        body["top_logprobs"] = json!(top);
+        self.answer(&format!("answer as {model}"), "/api/chat", &body)
+    }
+
+    /// The prompt that the model would get; `None` where this Ollama cannot tell.
+    pub fn render_only(&self, model: &str, probe: Probe) -> Result<Option<String>> {
+        // An Ollama that does not know the flag answers: with one token, so that little is lost.
+        let mut body = chat_body(model, probe, &Options::greedy(1))?;
+        body["_debug_render_only"] = json!(true);
+        let what = format!("render a prompt for {model}");
+        let reply = self.http.send(&what, Method::POST, "/api/chat", Payload::Json(&body), Limit::Idle)?;
+        let mut answer = Answer::default();
+        self.http.lines(&what, reply, |line| answer.add(line))?;
+        Ok(answer.rendered)
+    }
+
+    /// How many tokens the model gets for a conversation, BOS included.
+    pub fn prompt_eval_count(&self, model: &str, probe: Probe) -> Result<usize> {
+        // Some versions say nothing of a prompt that is still in the cache of the loaded model.
+        for attempt in 0..2 {
+            if attempt > 0 {
+                self.unload(model)?;
+            }
+            if let Some(count) = self.chat(model, probe, &Options::greedy(1), 0)?.prompt_tokens {
+                return Ok(count);
+            }
+        }
+        Err(self.http.garbage(&format!("count the tokens of a prompt for {model}"), "an answer without prompt_eval_count"))
+    }
+
+    /// Frees the model's memory; no such model is fine.
+    pub fn unload(&self, model: &str) -> Result<()> {
+        let what = format!("unload {model}");
+        let body = json!({ "model": model, "keep_alive": 0, "stream": false });
+        let reply = self.http.send(&what, Method::POST, "/api/generate", Payload::Json(&body), Limit::Idle)?;
+        if reply.status == 404 {
+            return Ok(());
+        }
+        self.http.json(&what, reply, Limit::Idle).map(drop)
+    }
+
+    fn get(&self, what: &str, path: &str) -> Result<Value> {
+        let reply = self.http.send(what, Method::GET, path, Payload::Nothing, Limit::Quick)?;
+        self.http.json(what, reply, Limit::Quick)
+    }
+
+    fn answer(&self, what: &str, path: &str, body: &Value) -> Result<Answer> {
+        let reply = self.http.send(what, Method::POST, path, Payload::Json(body), Limit::Idle)?;
+        let mut answer = Answer::default();
+        self.http.lines(what, reply, |line| answer.add(line))?;
+        if answer.done { Ok(answer) } else { Err(self.http.hung_up(what, "the stream ended before the answer did")) }
+    }
+
+    fn empty_answer(&self, what: &str, reply: super::http::Reply) -> Result<()> {
+        let status = reply.status;
+        let text = self.http.text(what, reply, Limit::Quick)?;
+        if (200..300).contains(&status) && !text.contains("\"error\"") {
+            Ok(())
+        } else {
+            Err(self.http.refusal(what, status, &text))
+        }
+    }
+}
+
+/// `truncate: false`: a prompt that does not fit is an error, never silently another prompt.
+fn chat_body(model: &str, probe: Probe, options: &Options) -> Result<Value> {
+    let messages: Vec<Value> = probe.messages.iter().map(message_json).collect();
+    let mut body =
+        json!({ "model": model, "messages": messages, "stream": true, "truncate": false, "options": to_json(options)? });
+    if let Some(tools) = probe.tools {
+        body["tools"] = tools.clone();
+    }
+    Ok(body)
+}
+
+fn to_json(value: &impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(value)
+        .map_err(|error| Error::usage(format!("a request to Ollama cannot be written: {error}"), "report this as a bug"))
+}
+
+#[cfg(test)]
+#[path = "client_tests.rs"]
+mod tests;

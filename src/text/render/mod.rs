@@ -1,0 +1,95 @@
+//! An example becomes ids and a mask in one pass: the loss falls on the assistant's content and its end-of-turn
+//! token, on nothing else.
+//!
+//! The whole text is tokenised once, and the mask follows from byte offsets, so that no token is split at a turn's edge that
+//! the model will see as one. A token that lies across the edge of an answer is trained.
+
+mod fit;
+mod mask;
+mod turns;
+
+use std::time::SystemTime;
+
+use super::template::{Given, Template};
+use super::tokenizer::Tokenizer;
+use crate::domain::{Example, Message, Tokens};
+use crate::error::{Error, Result};
+
+pub use self::fit::{Fitted, Long, fit};
+
+/// What renders: a tokenizer, a template, and a system text put before every row (`--system FILE`).
+///
+/// The system text becomes the first message. A row that has a system message of its own keeps it: the given text comes
+/// first, a blank line between.
+pub struct Renderer<'a> {
+    pub tokenizer: &'a Tokenizer,
+    pub template: &'a Template,
+    pub system: Option<String>,
+}
+
+/// A rendered example with its text.
+#[derive(Clone, Debug)]
+pub struct Rendered {
+    pub text: String,
+    pub tokens: Tokens,
+}
+
+impl Renderer<'_> {
+    /// Ids and mask of a row. A model's own template says all of its text, the BOS too, so that nothing is added to it (as
+    /// transformers' `apply_chat_template`); a built-in one gets a BOS where the tokenizer says so.
+    ///
+    /// Errors, all naming the row: the template refuses it, or does not tell where the assistant speaks.
+    pub fn render(&self, example: &Example) -> Result<Rendered> {
+        self.rendered(example).map_err(|error| in_row(error, example.row))
+    }
+
+    /// The ids of a prompt that the assistant is to answer, and its text.
+    pub fn prompt(&self, messages: &[Message], tools: Option<&serde_json::Value>) -> Result<(String, Vec<u32>)> {
+        let messages = self.with_system(messages);
+        let end = self.template.end(self.tokenizer);
+        let given = Given { tools, end: &end, now: SystemTime::now() };
+        let text = self.template.rendering(&messages, &given, true)?.text;
+        let ids = self.tokenizer.encode(&text, self.template.is_built_in())?;
+        Ok((text, ids))
+    }
+
+    fn rendered(&self, example: &Example) -> Result<Rendered> {
+        let messages = self.with_system(&example.messages);
+        let end = self.template.end(self.tokenizer);
+        if self.template.is_built_in() && end.is_empty() {
+            return Err(Error::data(
+                format!("the tokenizer names no EOS, so that the template {} cannot end an answer", self.template.name),
+                "use the model's own template, or add eos_token to tokenizer_config.json",
+            ));
+        }
+        let given = Given { tools: example.tools.as_ref(), end: &end, now: SystemTime::now() };
+        let rendering = self.template.rendering(&messages, &given, false)?;
+        let (ids, ranges) = self.tokenizer.encode_with_offsets(&rendering.text, self.template.is_built_in())?;
+        let trained = match &rendering.spans {
+            Some(spans) => mask::of_spans(self.tokenizer, &ids, &ranges, spans),
+            None => {
+                let turns = turns::find(self.template, &given, &messages, &rendering.text)?;
+                mask::of_turns(self.tokenizer, &ids, &ranges, &turns)?
+            }
+        };
+        Ok(Rendered { text: rendering.text, tokens: Tokens { ids, trained } })
+    }
+
+    fn with_system(&self, messages: &[Message]) -> Vec<Message> {
+        let mut messages = messages.to_vec();
+        let Some(system) = &self.system else { return messages };
+        match messages.first_mut() {
+            Some(first) if first.role == "system" => first.content = format!("{system}\n\n{}", first.content),
+            _ => messages.insert(0, Message::new("system", system)),
+        }
+        messages
+    }
+}
+
+/// The same error, saying which row it is about.
+fn in_row(error: Error, row: usize) -> Error {
+    match error {
+        Error::Data { message, hint } => Error::Data { message: format!("row {row}: {message}"), hint },
+        other => other,
+    }
+}

@@ -1,0 +1,115 @@
+//! One optimiser step: micro-batches summed, divided once by the trained tokens, clipped, AdamW.
+
+use retune_kernels::adamw::{AdamW, clip_global_norm, global_norm};
+
+use super::settings::TrainSettings;
+use crate::domain::Tokens;
+use crate::error::{Error, Result};
+use crate::model::{Adapter, Batch, Decoder, Workspace};
+
+/// The state that training moves: with the step's number it decides everything that follows.
+pub struct State {
+    pub adapter: Adapter,
+    /// AdamW's moments, laid out as the adapter's parameters.
+    pub m: Vec<f32>,
+    pub v: Vec<f32>,
+    /// Steps done.
+    pub step: u64,
+}
+
+/// What a step measured.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct StepResult {
+    /// Mean over the trained tokens, before the update.
+    pub loss: f64,
+    pub learning_rate: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    pub trained_tokens: usize,
+    pub tokens: usize,
+}
+
+impl State {
+    pub fn new(adapter: Adapter) -> Self {
+        let n = adapter.params.len();
+        Self { adapter, m: vec![0.0; n], v: vec![0.0; n], step: 0 }
+    }
+
+    /// Runs step `self.step + 1`. Where the loss or the gradient is not finite nothing is changed: the adapter stays the
+    /// last good one.
+    pub fn advance(
+        &mut self,
+        decoder: &Decoder,
+        micro_batches: &[Vec<&Tokens>],
+        settings: &TrainSettings,
+        total_steps: u64,
+        ws: &mut Workspace,
+        grads: &mut Vec<f32>,
+    ) -> Result<StepResult> {
+        grads.clear();
+        grads.resize(self.adapter.params.len(), 0.0);
+        let (mut loss_sum, mut trained_tokens, mut tokens) = (0.0, 0, 0);
+        for rows in micro_batches {
+            let streams: Vec<&[&Tokens]> = if settings.packing { vec![rows] } else { rows.chunks(1).collect() };
+            for rows in streams {
+                let batch = Batch::new(rows);
+                let losses = decoder.losses_and_grads(&batch.stream, &batch.targets, &self.adapter, ws, grads);
+                loss_sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+                trained_tokens += losses.len();
+                tokens += batch.tokens();
+            }
+        }
+        let step = self.step + 1;
+        let loss = loss_sum / trained_tokens as f64;
+        // One division by all trained tokens of the step: a mean of means would weigh short rows too much.
+        let scale = 1.0 / trained_tokens as f32;
+        grads.iter_mut().for_each(|g| *g *= scale);
+        let grad_norm = if settings.clip > 0.0 { clip_global_norm(grads, settings.clip as f32) } else { global_norm(grads) };
+        if !loss.is_finite() || !grad_norm.is_finite() {
+            let cause = match decoder.weights.find_non_finite() {
+                Some(place) => format!("the base holds values that are not finite, first in {place}: fetch it again"),
+                None => "lower --learning-rate, lengthen --warmup-steps, or look at the data of this step".to_owned(),
+            };
+            return Err(Error::training(format!("step {step}: the loss is {loss}, the norm of the gradient {grad_norm}"), cause));
+        }
+        if step == 1 {
+            self.check_every_tensor_learns(grads)?;
+        }
+        let learning_rate = settings.rate(step, total_steps);
+        let optimiser = AdamW { weight_decay: settings.weight_decay as f32, ..AdamW::default() };
+        self.update(&optimiser, grads, learning_rate as f32, settings.lora_plus as f32, step);
+        self.step = step;
+        Ok(StepResult { loss, learning_rate, grad_norm, trained_tokens, tokens })
+    }
+
+    fn update(&mut self, optimiser: &AdamW, grads: &[f32], rate: f32, lora_plus: f32, step: u64) {
+        let (params, m, v) = (&mut self.adapter.params, &mut self.m, &mut self.v);
+        if lora_plus == 1.0 {
+            optimiser.step(params, grads, m, v, rate, step);
+            return;
+        }
+        for slot in &self.adapter.slots {
+            for (range, rate) in [(slot.a.clone(), rate), (slot.b.clone(), rate * lora_plus)] {
+                let r = || range.clone();
+                optimiser.step(&mut params[r()], &grads[r()], &mut m[r()], &mut v[r()], rate, step);
+            }
+        }
+    }
+
+    /// Every tensor of the adapter must receive a gradient in the first step. While B is zero, A's gradient is zero by
+    /// definition; then B's must not be.
+    fn check_every_tensor_learns(&self, grads: &[f32]) -> Result<()> {
+        let all_zero = |values: &[f32]| values.iter().all(|&x| x == 0.0);
+        for slot in &self.adapter.slots {
+            let (a, b) = (slot.a.clone(), slot.b.clone());
+            let a_must_learn = !all_zero(&self.adapter.params[b.clone()]);
+            if all_zero(&grads[b]) || (a_must_learn && all_zero(&grads[a])) {
+                return Err(Error::training(
+                    format!("{} got no gradient in the first step", slot.hf_module()),
+                    "leave it out with --targets, or report this: an adapter tensor that nothing reaches cannot learn",
+                ));
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,67 @@
+//! What the tests share: where the real data and the peers are, and how the binary is run.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// The folder with the shared test data, or `None` after saying that the test is skipped.
+pub fn data(test: &str) -> Option<PathBuf> {
+    let folder = std::env::var_os("RETUNE_TEST_DATA").map_or_else(|| root().join("../shared/data"), PathBuf::from);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    eprintln!("skipped: {test} needs the test data, and {} is not there (set RETUNE_TEST_DATA)", folder.display());
+    None
+}
+
+/// A file of the peers (scripts/peers), or `None` after saying that the test is skipped.
+pub fn peer(test: &str, file: &str) -> Option<PathBuf> {
+    if std::env::var_os("RETUNE_PEERS").is_some_and(|v| v == "off") {
+        eprintln!("skipped: {test} needs {file}, and RETUNE_PEERS is off");
+        return None;
+    }
+    let env = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let cache = || env("XDG_CACHE_HOME").unwrap_or_else(|| env("HOME").unwrap_or_default().join(".cache"));
+    let path = env("RETUNE_PEERS_DIR").unwrap_or_else(|| cache().join("retune/peers")).join(file);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: {test} needs {}, which is not there (run scripts/peers)", path.display());
+    None
+}
+
+/// The repository's root.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The SmolLM2 chat model of the peers.
+pub fn smollm2(test: &str) -> Option<PathBuf> {
+    peer(test, "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
+}
+
+/// Runs `retune` with the given arguments.
+pub fn retune<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_retune")).args(args).output().expect("the binary runs")
+}
+
+/// Runs `retune`, which must succeed, and gives its standard output.
+pub fn retune_ok<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> String {
+    let output = retune(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The last line of `retune --json ...` as JSON.
+pub fn retune_json<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> serde_json::Value {
+    let text = retune_ok(args);
+    serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
+}
+
+/// `|a - b| / |b|` over all values.
+pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut a.iter().zip(b).map(|(x, y)| f64::from(*x) - f64::from(*y)));
+    difference / norm(&mut b.iter().map(|&y| f64::from(y))).max(1e-30)
+}

@@ -1,0 +1,175 @@
+//! The same numbers as transformers and PEFT, on tiny random models (scripts/parity/make_fixtures.py): logits, losses,
+//! every adapter gradient, twenty steps of AdamW.
+
+mod common;
+
+use common::relative_error;
+use retune::domain::Tokens;
+use retune::formats::safetensors::Tensors;
+use retune::infer::score::{mean_loss, row_losses};
+use retune::model::weights::Weights;
+use retune::model::{Adapter, Batch, Decoder, ModelConfig, Stream, Workspace, adapter_files};
+use retune::train::step::State;
+use retune::train::{Schedule, TrainSettings};
+use serde_json::Value;
+
+struct Fixture {
+    decoder: Decoder,
+    adapter: Adapter,
+    rows: Vec<Tokens>,
+    expected: Value,
+    tensors: Tensors,
+}
+
+fn fixture(family: &str, weights: &str) -> Fixture {
+    let folder = common::root().join("tests/parity").join(family);
+    let base = common::root().join("tests/parity").join(weights);
+    let json = |path: &std::path::Path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let config = ModelConfig::from_hf(&json(&base.join("config.json")), &base).unwrap();
+    let weights = Weights::from_hf(&Tensors::open_folder(&base).unwrap(), &config, &base).unwrap();
+    let expected = json(&folder.join("expected.json"));
+    let rows = expected["rows"].as_array().unwrap().iter().map(|row| {
+        let list = |key: &str| row[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect::<Vec<_>>();
+        Tokens { ids: list("ids").into_iter().map(|id| id as u32).collect(), trained: list("trained").into_iter().map(|t| t == 1).collect() }
+    });
+    Fixture {
+        adapter: adapter_files::load(&folder.join("adapter"), &config).unwrap(),
+        rows: rows.collect(),
+        tensors: Tensors::open(&folder.join("expected.safetensors")).unwrap(),
+        decoder: Decoder { config, weights },
+        expected,
+    }
+}
+
+impl Fixture {
+    /// Every row's logits within 1e-4.
+    fn check_logits(&self, adapter: Option<&Adapter>, which: &str) {
+        let vocab = self.decoder.config.vocab_size;
+        let mut spread = 0.0f64;
+        for (n, row) in self.rows.iter().enumerate() {
+            let expected = self.tensors.f32(&format!("logits.{which}.{n}"), &[row.ids.len(), vocab]).unwrap();
+            let all: Vec<usize> = (0..row.ids.len()).collect();
+            let logits = self.decoder.logits(&Stream::packed(&[&row.ids]), &all, adapter, &mut Workspace::default(), None);
+            let worst = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 1e-4, "{which} row {n}: {worst}");
+            let mean = expected.iter().sum::<f32>() / expected.len() as f32;
+            spread = spread.max((expected.iter().map(|v| f64::from(v - mean).powi(2)).sum::<f64>() / expected.len() as f64).sqrt());
+        }
+        assert!(spread >= 1.0, "logits that hardly differ prove nothing: standard deviation {spread}");
+    }
+
+    fn check_losses(&self, adapter: Option<&Adapter>, which: &str) {
+        let losses = row_losses(&self.decoder, &self.rows, adapter);
+        let expected = &self.expected[which];
+        for (n, row) in losses.iter().enumerate() {
+            assert_eq!(row.trained_tokens as u64, expected["trained_tokens"][n].as_u64().unwrap(), "{which} row {n}");
+            let sum = expected["loss_sum"][n].as_f64().unwrap();
+            assert!((row.loss_sum - sum).abs() <= 1e-5 * sum, "{which} row {n}: {} against {sum}", row.loss_sum);
+        }
+        let loss = expected["loss"].as_f64().unwrap();
+        assert!((mean_loss(&losses) - loss).abs() <= 1e-5 * loss);
+    }
+
+    /// Each tensor of `values` (laid out as the adapter's parameters) against the expected one.
+    fn check_tensors(&self, prefix: &str, values: &[f32]) {
+        let rank = self.adapter.spec.rank;
+        for slot in &self.adapter.slots {
+            for (part, range, shape) in [("lora_A", slot.a.clone(), [rank, slot.in_features]), ("lora_B", slot.b.clone(), [slot.out_features, rank])] {
+                let name = format!("{prefix}.base_model.model.{}.{part}.weight", slot.hf_module());
+                let expected = self.tensors.f32(&name, &shape).unwrap();
+                let error = relative_error(&values[range], &expected);
+                assert!(error <= 1e-4, "{name}: relative error {error:.2e}");
+            }
+        }
+    }
+
+    fn gradient(&self, kept_blocks: usize, packed: bool) -> Vec<f32> {
+        let mut grads = vec![0.0; self.adapter.params.len()];
+        let mut workspace = Workspace::new(kept_blocks);
+        let all: Vec<&Tokens> = self.rows.iter().collect();
+        let mut tokens = 0;
+        for rows in all.chunks(if packed { all.len() } else { 1 }) {
+            let batch = Batch::new(rows);
+            tokens += self.decoder.losses_and_grads(&batch.stream, &batch.targets, &self.adapter, &mut workspace, &mut grads).len();
+        }
+        grads.iter_mut().for_each(|g| *g /= tokens as f32);
+        grads
+    }
+
+    fn check_twenty_steps(&self) {
+        let training = &self.expected["training"];
+        let number = |key: &str| training[key].as_f64().unwrap();
+        let total = training["total_steps"].as_u64().unwrap();
+        let settings = TrainSettings {
+            learning_rate: number("learning_rate"),
+            weight_decay: number("weight_decay"),
+            clip: number("clip"),
+            schedule: Schedule::Cosine,
+            warmup_steps: training["warmup_steps"].as_u64(),
+            ..TrainSettings::default()
+        };
+        let mut state = State::new(self.adapter.clone());
+        let (mut workspace, mut grads) = (Workspace::new(usize::MAX), Vec::new());
+        for step in 0..total as usize {
+            let micro: Vec<Vec<&Tokens>> = training["batches"][step]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|rows| rows.as_array().unwrap().iter().map(|r| &self.rows[r.as_u64().unwrap() as usize]).collect())
+                .collect();
+            let result = state.advance(&self.decoder, &micro, &settings, total, &mut workspace, &mut grads).unwrap();
+            for (name, found) in [("losses", result.loss), ("grad_norms", result.grad_norm), ("learning_rates", result.learning_rate)] {
+                let expected = training[name][step].as_f64().unwrap();
+                assert!((found - expected).abs() <= 1e-4 * expected.abs() + 1e-12, "{name} of step {}: {found} against {expected}", step + 1);
+            }
+        }
+        let clipped = training["grad_norms"].as_array().unwrap().iter().filter(|n| n.as_f64().unwrap() > settings.clip).count();
+        assert!(clipped > 0, "no step was clipped: clipping is not tested");
+        self.check_tensors("final", &state.adapter.params);
+    }
+
+    fn check_all(&self) {
+        assert_ne!(self.adapter.spec.rank as f32, self.adapter.spec.alpha, "alpha for rank would go unseen");
+        self.check_logits(None, "base");
+        self.check_logits(Some(&self.adapter), "adapter");
+        self.check_losses(None, "loss_base");
+        self.check_losses(Some(&self.adapter), "loss_adapter");
+        self.check_tensors("grad", &self.gradient(usize::MAX, true));
+        self.check_twenty_steps();
+    }
+}
+
+#[test]
+fn llama_gives_the_numbers_of_transformers_and_peft() {
+    fixture("llama", "llama/base").check_all();
+}
+
+#[test]
+fn qwen2_gives_the_numbers_of_transformers_and_peft() {
+    fixture("qwen2", "qwen2/base").check_all();
+}
+
+#[test]
+fn sharded_safetensors_give_the_same_model() {
+    fixture("llama", "llama_sharded").check_logits(None, "base");
+}
+
+#[test]
+fn blocks_computed_again_give_the_same_bits() {
+    let fixture = fixture("llama", "llama/base");
+    let kept = fixture.gradient(usize::MAX, true);
+    for kept_blocks in [0, 1, 2] {
+        assert_eq!(fixture.gradient(kept_blocks, true), kept, "{kept_blocks} blocks kept");
+    }
+}
+
+#[test]
+fn packed_rows_and_single_rows_give_the_same_gradient() {
+    for family in ["llama", "qwen2"] {
+        let fixture = fixture(family, &format!("{family}/base"));
+        let (packed, single) = (fixture.gradient(usize::MAX, true), fixture.gradient(usize::MAX, false));
+        let error = relative_error(&packed, &single);
+        assert!(error < 1e-5, "{family}: {error:.2e}");
+        fixture.check_tensors("grad", &single);
+    }
+}
