@@ -23,12 +23,12 @@ use crate::text::render::Renderer;
 use crate::train::plan::{MemoryPlan, default_budget};
 use crate::train::{Job, Progress, TrainSettings};
 
-const HIDDEN: usize = 256;
-/// No multiple of 256, so that the demo's base has rows of both kinds (K-quants take only the one).
-const INTERMEDIATE: usize = 672;
+const HIDDEN: usize = 192;
+/// Rows of 192 values are no multiple of 256, rows of 512 are: K-quants take only the one kind.
+const INTERMEDIATE: usize = 512;
 const LAYERS: usize = 4;
-const HEADS: usize = 8;
-const KV_HEADS: usize = 4;
+const HEADS: usize = 6;
+const KV_HEADS: usize = 3;
 const CONTEXT: usize = 512;
 
 /// How the base is taught.
@@ -43,7 +43,7 @@ pub struct Recipe {
 
 impl Default for Recipe {
     fn default() -> Self {
-        Self { rows: 120_000, steps: 2500, batch_size: 48, learning_rate: 2e-3, rank: 128, seed: 1 }
+        Self { rows: 120_000, steps: 2500, batch_size: 48, learning_rate: 3e-3, rank: 64, seed: 1 }
     }
 }
 
