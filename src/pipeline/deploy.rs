@@ -67,7 +67,7 @@ pub enum Outcome {
 const TOLERANCE: f64 = 0.3;
 /// Prompts that are compared, and tokens of each answer.
 const PROBES: usize = 3;
-const ANSWER_TOKENS: usize = 48;
+const ANSWER_TOKENS: usize = 24;
 const TOP: usize = 5;
 
 /// What the run that made an adapter remembers: base, template, system text.
@@ -285,7 +285,7 @@ fn own_answers(base: &Base, adapter: &Adapter, probes: &[PromptProbe]) -> Result
         });
         // The served model puts its BOS in front by itself.
         let bos = tokenizer.bos_text();
-        let starts_with_bos = probe.ids.first().is_some_and(|&id| Some(id) == tokenizer.bos) && !bos.is_empty();
+        let starts_with_bos = tokenizer.add_bos && probe.ids.first().is_some_and(|&id| Some(id) == tokenizer.bos) && !bos.is_empty();
         let prompt = if starts_with_bos { probe.text.strip_prefix(&bos).unwrap_or(&probe.text) } else { &probe.text };
         own.push(OwnAnswer { name: probe.name.clone(), prompt: prompt.to_owned(), prompt_tokens: probe.ids.len(), tokens: tokens.collect(), ended: answer.ended });
     }
