@@ -41,26 +41,15 @@ fn say(role: &str, content: &str) -> Value {
 }
 
 /// The trained runs of tokens, as texts.
-fn spans(tokenizer: &Tokenizer, template: &Template, rendered: &Rendered) -> Vec<String> {
-    let (ids, ranges) = tokenizer.encode_with_offsets(&rendered.text, template.is_built_in()).unwrap();
-    assert_eq!(ids, rendered.tokens.ids);
-    assert_eq!(ids.len(), rendered.tokens.trained.len());
-    let mut spans: Vec<std::ops::Range<usize>> = vec![];
-    let mut before = false;
-    for (range, &trained) in ranges.iter().zip(&rendered.tokens.trained) {
-        match spans.last_mut() {
-            Some(last) if trained && before => last.end = range.end,
-            _ if trained => spans.push(range.clone()),
-            _ => {}
-        }
-        before = trained;
-    }
-    spans.into_iter().map(|span| rendered.text[span].to_owned()).collect()
+fn spans(rendered: &Rendered) -> Vec<String> {
+    assert_eq!(rendered.tokens.ids.len(), rendered.tokens.trained.len());
+    assert_eq!(rendered.tokens.ids.len(), rendered.ranges.len());
+    rendered.trained_spans().into_iter().map(|span| rendered.text[span].to_owned()).collect()
 }
 
 fn trained(tokenizer: &Tokenizer, template: &Template, messages: Value) -> Vec<String> {
     let renderer = Renderer { tokenizer, template, system: None };
-    spans(tokenizer, template, &renderer.render(&example(messages)).unwrap())
+    spans(&renderer.render(&example(messages)).unwrap())
 }
 
 fn refused(tokenizer: &Tokenizer, template: &Template, messages: Value) -> String {
@@ -154,7 +143,7 @@ fn an_end_of_text_behind_the_end_of_turn_is_not_trained() {
     let renderer = Renderer { tokenizer: &tokenizer, template: &template, system: None };
     let rendered = renderer.render(&example(turns.clone())).unwrap();
     assert!(rendered.text.ends_with("d e<|end|><|endoftext|>"));
-    assert_eq!(spans(&tokenizer, &template, &rendered), ["b<|end|>", "d e<|end|>"]);
+    assert_eq!(spans(&rendered), ["b<|end|>", "d e<|end|>"]);
     let template = golden("phi-3");
     assert_eq!(trained(&tokenizer, &template, turns), ["b<|end|>", "d e<|end|>"]);
 }
@@ -223,7 +212,7 @@ fn generation_blocks_say_what_is_trained() {
     let rendered = renderer.render(&example(turns)).unwrap();
     assert!(!rendered.text.contains(['\u{FDD0}', '\u{FDD1}']));
     // The end of turn right behind a block is trained with it.
-    assert_eq!(spans(&tokenizer, &template, &rendered), ["b c!<|im_end|>", "e!<|im_end|>"]);
+    assert_eq!(spans(&rendered), ["b c!<|im_end|>", "e!<|im_end|>"]);
     let error = refused(&tokenizer, &template, json!([say("user", "\u{FDD0}"), say("assistant", "b")]));
     assert!(error.contains("U+FDD0"), "{error}");
     let unmatched = Template::jinja_for("g", "{% generation %}x", &tokenizer).unwrap_err().to_string();
@@ -238,7 +227,7 @@ fn llama_2_s_spaces_are_trained_as_the_model_must_write_them() {
     let turns = json!([say("user", "a"), say("assistant", "one day"), say("user", "b"), say("assistant", "two")]);
     let renderer = Renderer { tokenizer: &tokenizer, template: &template, system: None };
     let rendered = renderer.render(&example(turns.clone())).unwrap();
-    assert_eq!(spans(&tokenizer, &template, &rendered), [" one day </s>", " two </s>"]);
+    assert_eq!(spans(&rendered), [" one day </s>", " two </s>"]);
     // The template writes a BOS before each exchange, and no other is added.
     assert_eq!(rendered.tokens.ids.iter().filter(|&&id| id == 1).count(), 2);
     let json = common::data("llama-2").map(|d| Tokenizer::from_folder(&d.join("models/stories260K")).unwrap()).unwrap();
@@ -259,7 +248,7 @@ fn built_in_templates_add_bos_and_train_the_eos() {
         let template = Template::built_in(name).unwrap();
         let renderer = Renderer { tokenizer: &tokenizer, template: &template, system: Some("Be brief.".into()) };
         let rendered = renderer.render(&example(turns.clone())).unwrap();
-        assert_eq!(spans(&tokenizer, &template, &rendered), expected, "{name}");
+        assert_eq!(spans(&rendered), expected, "{name}");
         assert_eq!(rendered.tokens.ids[0], 1, "{name}: BOS");
         assert_eq!(rendered.tokens.ids.iter().filter(|&&id| id == 2).count(), 2, "{name}: EOS");
         assert!(rendered.text.contains("Be brief."), "{name}");

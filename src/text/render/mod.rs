@@ -8,6 +8,7 @@ mod fit;
 mod mask;
 mod turns;
 
+use std::ops::Range;
 use std::time::SystemTime;
 
 use super::template::{Given, Template, calls_tools};
@@ -32,6 +33,25 @@ pub struct Renderer<'a> {
 pub struct Rendered {
     pub text: String,
     pub tokens: Tokens,
+    /// For each id, the bytes of `text` that it came from; an added BOS has none.
+    pub ranges: Vec<Range<usize>>,
+}
+
+impl Rendered {
+    /// The byte ranges of `text` that are trained, neighbouring tokens together.
+    pub fn trained_spans(&self) -> Vec<Range<usize>> {
+        let mut spans: Vec<Range<usize>> = Vec::new();
+        let mut before = false;
+        for (range, &trained) in self.ranges.iter().zip(&self.tokens.trained) {
+            match spans.last_mut() {
+                Some(last) if trained && before => last.end = range.end,
+                _ if trained => spans.push(range.clone()),
+                _ => {}
+            }
+            before = trained;
+        }
+        spans
+    }
 }
 
 impl Renderer<'_> {
@@ -73,7 +93,7 @@ impl Renderer<'_> {
                 mask::of_turns(self.tokenizer, &ids, &ranges, &turns)?
             }
         };
-        Ok(Rendered { text: rendering.text, tokens: Tokens { ids, trained } })
+        Ok(Rendered { text: rendering.text, tokens: Tokens { ids, trained }, ranges })
     }
 
     /// The end of a turn that calls tools is the first end-of-turn token behind the tool's name, so that none may stand in
