@@ -325,12 +325,12 @@ fn an_adapter_is_served_by_the_one_and_refused_by_the_other_and_both_are_remembe
         let adapted = ModelSpec::adapted(From::Model(base.name.clone()), adapter.clone(), parameters);
         let tuned = register(&peer.ollama, &deployment("coder", adapted.clone()), &mut |_| ()).unwrap();
         let shown = peer.ollama.show(&tuned.name).unwrap().unwrap();
-        assert_eq!(shown.adapter_blobs(), [adapter.digest.clone()]);
+        assert_eq!(shown.adapter_blobs(), std::slice::from_ref(&adapter.digest));
         assert!(register(&peer.ollama, &deployment("coder", adapted.clone()), &mut |_| ()).unwrap().reused);
         let file = peer.folder.path().join("Modelfile.coder");
         adapted.write_modelfile(&file, "by-hand:v1").unwrap();
         peer.cli(&["create", "by-hand:v1", "-f", file.to_str().unwrap()]);
-        assert_eq!(peer.ollama.show("by-hand:v1").unwrap().unwrap().adapter_blobs(), [adapter.digest.clone()]);
+        assert_eq!(peer.ollama.show("by-hand:v1").unwrap().unwrap().adapter_blobs(), std::slice::from_ref(&adapter.digest));
         assert!(Store::new([peer.models()]).resolve(&tuned.name).unwrap().has_adapter());
 
         // The adapter is on: the tuned model is itself, and it is not the base.
