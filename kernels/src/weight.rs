@@ -7,10 +7,10 @@ use bytes::Bytes;
 pub use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
+use crate::few_rows::{FEW, Rows, few_rows};
 use crate::matmul::{Mat, gemm};
 use crate::quant::dequantize;
 use crate::scratch;
-use crate::vector::dot;
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are used as they are stored, in little-endian order");
@@ -196,36 +196,55 @@ impl Weight {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of a matrix with {} rows", self.rows);
         assert_eq!(x.len(), n * cols, "x must be [{n}, {cols}]");
         assert_eq!(y.len(), n * count, "y must be [{n}, {count}]");
-        if n == 1 && self.floats().is_none() {
-            return self.mul_vector(rows, x, y, beta);
+        if n == 0 || count == 0 {
+            return;
+        }
+        if n <= FEW && cols > 0 {
+            return self.mul_few(rows, x, n, y, beta);
         }
         let start = rows.start;
         self.panels(rows, |panel, values| {
-            let y = &mut y[(panel.start - start).min(n * count)..];
+            let y = &mut y[panel.start - start..];
             let w = Mat::new(values, panel.len(), cols);
-            if n > 0 {
-                gemm(y, count, 1.0, Mat::new(x, n, cols), w.t(), beta);
-            }
+            gemm(y, count, 1.0, Mat::new(x, n, cols), w.t(), beta);
         });
     }
 
-    /// `mul_panel` for one x: a row at a time is dequantised into the first cache and used there.
-    fn mul_vector(&self, rows: Range<usize>, x: &[f32], y: &mut [f32], beta: f32) {
-        let piece = (2 * PIECE_VALUES).div_ceil(self.cols.max(1));
-        let work = |i: usize, y: &mut [f32]| {
-            scratch::with(self.cols, |row| {
-                for (j, y) in y.iter_mut().enumerate() {
-                    self.row(rows.start + i * piece + j, row);
-                    let sum = dot(x, row);
-                    *y = if beta == 0.0 { sum } else { beta * *y + sum };
+    /// `mul_panel` for few rows of x: a few rows of the weight at a time are dequantised into the first cache and
+    /// used there.
+    fn mul_few(&self, rows: Range<usize>, x: &[f32], n: usize, y: &mut [f32], beta: f32) {
+        let (count, cols) = (rows.len(), self.cols);
+        let piece = PIECE_VALUES.div_ceil(cols).next_multiple_of(4);
+        let x = Rows { data: x, stride: cols };
+        // Rows piece * i.. of the product's transpose `[rows, n]`.
+        let work = |i: usize, out: &mut [f32]| {
+            let here = rows.start + i * piece..rows.start + i * piece + out.len() / n;
+            if let Some(values) = self.floats() {
+                let w = Rows { data: &values[here.start * cols..here.end * cols], stride: cols };
+                return few_rows(w, here.len(), x, n, cols, out);
+            }
+            scratch::with(4 * cols, |values| {
+                for (j, out) in out.chunks_mut(4 * n).enumerate() {
+                    let some = here.start + 4 * j..here.start + 4 * j + out.len() / n;
+                    let values = &mut values[..some.len() * cols];
+                    dequantize(self.dtype, self.row_data(some.clone()), values);
+                    few_rows(Rows { data: values, stride: cols }, some.len(), x, n, cols, out);
                 }
             });
         };
-        if y.len() > piece {
-            y.par_chunks_mut(piece).enumerate().for_each(|(i, y)| work(i, y));
-        } else {
-            work(0, y);
-        }
+        scratch::with(count * n, |product| {
+            if count <= piece {
+                work(0, product);
+            } else {
+                product.par_chunks_mut(piece * n).enumerate().for_each(|(i, out)| work(i, out));
+            }
+            for (i, y) in y.chunks_exact_mut(count).enumerate() {
+                for (j, y) in y.iter_mut().enumerate() {
+                    let sum = product[j * n + i];
+                    *y = if beta == 0.0 { sum } else { beta * *y + sum };
+                }
+            }
+        });
     }
 
     /// The values, where they are stored as f32.
@@ -277,3 +296,6 @@ impl Weight {
             .for_each(|(out, data)| dequantize(self.dtype, data, out));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,7 @@
 
 mod args;
 mod demo;
-//mod deploy;
+mod deploy;
 mod generate;
 mod loss;
 mod merge;
@@ -36,7 +36,7 @@ enum Command {
     Loss(loss::Args),
     Generate(generate::Args),
     Merge(merge::Args),
-    //Deploy(deploy::Args),
+    Deploy(deploy::Args),
     Render(render::Args),
     Tokenize(tokenize::Args),
 }
@@ -58,7 +58,7 @@ pub fn main() -> ExitCode {
         Command::Loss(args) => loss::run(args).map(|()| Ended::Done),
         Command::Generate(args) => generate::run(args).map(|()| Ended::Done),
         Command::Merge(args) => merge::run(args).map(|()| Ended::Done),
-        //Command::Deploy(args) => deploy::run(args),
+        Command::Deploy(args) => deploy::run(args),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
     };

@@ -30,14 +30,11 @@ pub(super) fn learn(probes: &[PromptProbe], bos: &str) -> Result<String, String>
             // Some templates trim what they are given; then the template's Go twin would have to, too.
             let at = rest
                 .find(&message.content)
-                .ok_or_else(|| format!("the {} of '{}' is not in its prompt as it is", message.role, probe.name))?;
+                .ok_or_else(|| format!("the {} of {} is not in its prompt as it is", message.role, probe.name))?;
             let between = rest[..at].to_owned();
             let known = turns.entry((before.to_owned(), message.role.clone())).or_insert_with(|| between.clone());
             if *known != between {
-                return Err(format!(
-                    "what stands before the {} of '{}' depends on more than the roles",
-                    message.role, probe.name
-                ));
+                return Err(format!("what stands before the {} of {} depends on more than the roles", message.role, probe.name));
             }
             rest = &rest[at + message.content.len()..];
             before = &message.role;
@@ -46,7 +43,7 @@ pub(super) fn learn(probes: &[PromptProbe], bos: &str) -> Result<String, String>
             continue;
         }
         if *ending.get_or_insert(rest) != rest {
-            return Err(format!("what stands at the end of '{}' depends on more than the roles", probe.name));
+            return Err(format!("what stands at the end of {} depends on more than the roles", probe.name));
         }
     }
     let ending = ending.ok_or("no plain prompt ends on a user's turn")?;
