@@ -133,8 +133,9 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
     {
         parameters.inherit(&params);
     }
+    let system = request.system.clone().or(default_system(&renderer)?);
     let spec_of = |from: From, blob: Option<Blob>| ModelSpec {
-        system: request.system.clone(),
+        system: system.clone(),
         ..match blob {
             Some(blob) => ModelSpec::adapted(from, blob, parameters.clone()),
             None => match from {
@@ -236,6 +237,18 @@ fn fine_enough(base: &Base) -> MergeType {
         Some(DType::Quant(q)) if q != GgmlDType::Q8_0 => MergeType::To(DType::Quant(GgmlDType::Q8_0)),
         _ => MergeType::Keep,
     }
+}
+
+/// The system text that the template puts in by itself where a conversation has none: it is said in the Modelfile, because
+/// Ollama drops it otherwise (for SmolLM2, and for any model whose Go template knows no default).
+fn default_system(renderer: &Renderer) -> Result<Option<String>> {
+    const SENTINEL: &str = "retune-system-text";
+    let user = Message::new("user", "Hi");
+    let without = renderer.prompt(std::slice::from_ref(&user), None)?.0;
+    // A template that refuses a system turn has no default either.
+    let Ok((with, _)) = renderer.prompt(&[Message::new("system", SENTINEL), user], None) else { return Ok(None) };
+    let text = with.split_once(SENTINEL).and_then(|(before, after)| without.strip_prefix(before)?.strip_suffix(after));
+    Ok(text.filter(|t| !t.is_empty()).map(str::to_owned))
 }
 
 /// Prompts as training rendered them: of the first rows, or of a plain request.
