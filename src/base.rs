@@ -24,15 +24,17 @@ static DEMO_GGUF: &[u8] = include_bytes!("../models/demo.gguf");
 pub enum Origin {
     Folder(PathBuf),
     Gguf(Arc<Gguf>),
+    /// The demo's, which has no file.
+    BuiltIn(Arc<Gguf>),
     /// A tag of the local Ollama: the very blob that it serves.
-    Ollama { tag: String, gguf: Arc<Gguf>, system: Option<String> },
+    Ollama { tag: String, gguf: Arc<Gguf> },
 }
 
 impl Origin {
     pub fn gguf(&self) -> Option<&Gguf> {
         match self {
             Self::Folder(_) => None,
-            Self::Gguf(gguf) | Self::Ollama { gguf, .. } => Some(gguf),
+            Self::Gguf(gguf) | Self::BuiltIn(gguf) | Self::Ollama { gguf, .. } => Some(gguf),
         }
     }
 }
@@ -58,7 +60,7 @@ impl Base {
         } else if path.is_file() {
             Self::open_gguf(name, Origin::Gguf(Arc::new(Gguf::open(path)?)))
         } else if name == DEMO {
-            Self::open_gguf(name, Origin::Gguf(Arc::new(Gguf::from_bytes(DEMO, bytes::Bytes::from_static(DEMO_GGUF))?)))
+            Self::open_gguf(name, Origin::BuiltIn(Arc::new(Gguf::from_bytes(DEMO, bytes::Bytes::from_static(DEMO_GGUF))?)))
         } else if let Some(folder) = hub_cache(name) {
             Self::open_folder(name, &folder)
         } else if path.extension().is_some() && name.contains('/') || name.starts_with(['.', '/', '~']) {
@@ -72,7 +74,7 @@ impl Base {
                 ));
             }
             let gguf = Arc::new(Gguf::open(&stored.model_blob)?);
-            Self::open_gguf(name, Origin::Ollama { tag: stored.name, gguf, system: stored.system })
+            Self::open_gguf(name, Origin::Ollama { tag: stored.name, gguf })
         }
     }
 
@@ -132,7 +134,7 @@ impl Base {
     pub fn digest(&self) -> Result<String> {
         let mut hash = Sha256::new();
         match &self.origin {
-            Origin::Gguf(gguf) | Origin::Ollama { gguf, .. } => hash.update(gguf.bytes()),
+            Origin::Gguf(gguf) | Origin::BuiltIn(gguf) | Origin::Ollama { gguf, .. } => hash.update(gguf.bytes()),
             Origin::Folder(folder) => {
                 for path in folder_files(folder)? {
                     hash.update(path.file_name().unwrap_or_default().as_encoded_bytes());

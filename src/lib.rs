@@ -3,7 +3,7 @@
 
 pub mod base;
 pub mod cli;
-//pub mod demo;
+pub mod demo;
 pub mod deploy;
 pub mod domain;
 pub mod error;

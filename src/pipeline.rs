@@ -1,5 +1,7 @@
 //! From a base and rows to an adapter in its folder: the stages in their order.
 
+pub mod deploy;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 

@@ -50,10 +50,11 @@ fn stories_learn_to_tell_children_stories() {
         retune_json(&args)["loss"].as_f64().unwrap()
     };
     let before = loss(None);
-    assert!((2.40..2.60).contains(&before), "before: {before}");
+    // transformers gives 2.57582 on the same rows.
+    assert!((before - 2.57582).abs() < 1e-4, "before: {before}");
     retune_ok(&[
         "train", "--base", path(&base), "--template", "alpaca", "--max-length", "256", "--rank", "8", "--alpha", "16", "--max-steps", "300",
-        "--batch-size", "8", "--grad-accum", "1", "--learning-rate", "2e-3", "--data", path(&train), "--out", path(&out), "--json",
+        "--batch-size", "8", "--learning-rate", "2e-3", "--data", path(&train), "--out", path(&out), "--json",
     ]);
     let after = loss(Some(path(&out)));
     eprintln!("stories260K: loss of rows 1-64 {before:.3} before, {after:.3} after 300 steps");

@@ -17,6 +17,7 @@ pub mod simd;
 pub mod swiglu;
 pub mod weight;
 
+mod few_rows;
 mod quant;
 mod scratch;
 #[cfg(test)]

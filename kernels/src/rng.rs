@@ -73,3 +73,56 @@ impl Rng {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_stream_is_that_of_the_reference_code() {
+        // The first outputs of xoshiro256plusplus.c from the state 1, 2, 3, 4.
+        let mut rng = Rng::from_state([1, 2, 3, 4]);
+        let first: [u64; 4] = std::array::from_fn(|_| rng.next_u64());
+        assert_eq!(first, [41_943_041, 58_720_359, 3_588_806_011_781_223, 3_591_011_842_654_386]);
+        // The first output of splitmix64.c from the seed 0.
+        assert_eq!(Rng::new(0).state()[0], 0xe220_a839_7b1d_cdaf);
+    }
+
+    #[test]
+    fn a_saved_state_goes_on_with_the_same_numbers() {
+        let mut rng = Rng::new(5);
+        rng.normal();
+        let mut again = Rng::from_state(rng.state());
+        assert_eq!([rng.next_u64(), rng.below(10)], [again.next_u64(), again.below(10)]);
+    }
+
+    #[test]
+    fn draws_have_the_moments_that_they_should() {
+        let mut rng = Rng::new(1);
+        let n = 100_000;
+        let uniform: Vec<f64> = (0..n).map(|_| rng.uniform()).collect();
+        assert!(uniform.iter().all(|u| (0.0..1.0).contains(u)));
+        assert!((uniform.iter().sum::<f64>() / f64::from(n) - 0.5).abs() < 0.005);
+        let normal: Vec<f64> = (0..n).map(|_| rng.normal()).collect();
+        assert!((normal.iter().sum::<f64>() / f64::from(n)).abs() < 0.015);
+        assert!((normal.iter().map(|x| x * x).sum::<f64>() / f64::from(n) - 1.0).abs() < 0.02);
+        let mut counts = [0u32; 7];
+        (0..70_000).for_each(|_| counts[rng.below(7) as usize] += 1);
+        assert!(counts.iter().all(|c| (9_600..10_400).contains(c)), "{counts:?}");
+    }
+
+    #[test]
+    fn a_shuffle_keeps_every_item_and_reaches_every_order() {
+        let mut rng = Rng::new(3);
+        let mut seen = std::collections::HashSet::new();
+        for _ in 0..500 {
+            let mut items = [1, 2, 3, 4];
+            rng.shuffle(&mut items);
+            let mut sorted = items;
+            sorted.sort_unstable();
+            assert_eq!(sorted, [1, 2, 3, 4]);
+            seen.insert(items);
+        }
+        assert_eq!(seen.len(), 24);
+    }
+}

@@ -1,23 +1,8 @@
 //! The small vector functions that the ops share: dot products, scaled sums, `exp`. Reductions run in
 //! `LANES * 4` lanes that are added up in one fixed tree, whatever the machine.
 
-use crate::simd::simd;
-
-/// Values in one AVX-512 register; two AVX2 registers behave as one.
-pub(crate) const LANES: usize = 16;
-
-/// The sum of the lanes in a fixed order.
-#[inline(always)]
-fn sum_lanes(mut acc: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            acc[i] += acc[i + half];
-        }
-        half /= 2;
-    }
-    acc[0]
-}
+pub(crate) use crate::simd::LANES;
+use crate::simd::{simd, sum_lanes};
 
 /// `sum(a * b)`, for the body of a `simd!` function. Four accumulators hide the latency of the FMA unit.
 #[inline(always)]
@@ -101,7 +86,8 @@ simd! {
 pub(crate) fn exp(x: f32) -> f32 {
     // Adding 1.5 * 2^23 rounds to the nearest integer and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    const LN2_HIGH: f32 = 0.693_359_375;
+    // 355 / 512: its products with n have no rounding.
+    const LN2_HIGH: f32 = 0.693_359_4;
     const LN2_LOW: f32 = -2.121_944_4e-4;
     // Comparisons rather than min and max: those would turn NaN into a number.
     let x = if x < -104.0 { -104.0 } else { x };
@@ -116,7 +102,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p.mul_add(r, 8.333_452e-3);
     let p = p.mul_add(r, 4.166_579_6e-2);
     let p = p.mul_add(r, 1.666_666_5e-1);
-    let p = p.mul_add(r, 5.000_000_1e-1);
+    let p = p.mul_add(r, 0.5);
     let p = p.mul_add(r * r, r) + 1.0;
     // 2^n in two factors, since n reaches from -150 to 128.
     let half = n >> 1;

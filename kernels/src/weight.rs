@@ -7,10 +7,10 @@ use bytes::Bytes;
 pub use candle_core::quantized::GgmlDType;
 use rayon::prelude::*;
 
+use crate::few_rows::{FEW, Rows, few_rows};
 use crate::matmul::{Mat, gemm};
 use crate::quant::dequantize;
 use crate::scratch;
-use crate::vector::dot;
 
 #[cfg(target_endian = "big")]
 compile_error!("weights are used as they are stored, in little-endian order");
@@ -165,10 +165,10 @@ impl Weight {
         if rows == 0 {
             return gemm(dx, cols, 1.0, Mat::new(dy, n, 0), Mat::new(&[], 0, cols), beta);
         }
-        self.panels(0..rows, |panel, values| {
+        self.panels(0..rows, |panel, w| {
             let beta = if panel.start == 0 { beta } else { 1.0 };
             let dy = Mat::columns(&dy[panel.start.min(dy.len())..], n, panel.len(), rows);
-            gemm(dx, cols, 1.0, dy, Mat::new(values, panel.len(), cols), beta);
+            gemm(dx, cols, 1.0, dy, w, beta);
         });
     }
 
@@ -187,7 +187,7 @@ impl Weight {
     /// All values as f32 `[rows, cols]`.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
-        self.dequantize_rows(0..self.rows, &mut out);
+        self.dequantize_rows(0..self.rows, self.cols, &mut out);
         out
     }
 
@@ -196,36 +196,54 @@ impl Weight {
         assert!(rows.start <= rows.end && rows.end <= self.rows, "rows {rows:?} of a matrix with {} rows", self.rows);
         assert_eq!(x.len(), n * cols, "x must be [{n}, {cols}]");
         assert_eq!(y.len(), n * count, "y must be [{n}, {count}]");
-        if n == 1 && self.floats().is_none() {
-            return self.mul_vector(rows, x, y, beta);
+        if n == 0 || count == 0 {
+            return;
+        }
+        if n <= FEW && cols > 0 {
+            return self.mul_few(rows, x, n, y, beta);
         }
         let start = rows.start;
-        self.panels(rows, |panel, values| {
-            let y = &mut y[(panel.start - start).min(n * count)..];
-            let w = Mat::new(values, panel.len(), cols);
-            if n > 0 {
-                gemm(y, count, 1.0, Mat::new(x, n, cols), w.t(), beta);
-            }
+        self.panels(rows, |panel, w| {
+            let y = &mut y[panel.start - start..];
+            gemm(y, count, 1.0, Mat::new(x, n, cols), w.t(), beta);
         });
     }
 
-    /// `mul_panel` for one x: a row at a time is dequantised into the first cache and used there.
-    fn mul_vector(&self, rows: Range<usize>, x: &[f32], y: &mut [f32], beta: f32) {
-        let piece = (2 * PIECE_VALUES).div_ceil(self.cols.max(1));
-        let work = |i: usize, y: &mut [f32]| {
-            scratch::with(self.cols, |row| {
-                for (j, y) in y.iter_mut().enumerate() {
-                    self.row(rows.start + i * piece + j, row);
-                    let sum = dot(x, row);
-                    *y = if beta == 0.0 { sum } else { beta * *y + sum };
+    /// `mul_panel` for few rows of x: a few rows of the weight at a time are dequantised into the first cache and
+    /// used there.
+    fn mul_few(&self, rows: Range<usize>, x: &[f32], n: usize, y: &mut [f32], beta: f32) {
+        let (count, cols) = (rows.len(), self.cols);
+        let piece = PIECE_VALUES.div_ceil(cols).next_multiple_of(4);
+        let x = Rows { data: x, stride: cols };
+        // Rows piece * i.. of the product's transpose `[rows, n]`.
+        let work = |i: usize, out: &mut [f32]| {
+            let here = rows.start + i * piece..rows.start + i * piece + out.len() / n;
+            if let Some(values) = self.floats() {
+                let w = Rows { data: &values[here.start * cols..here.end * cols], stride: cols };
+                return few_rows(w, here.len(), x, n, cols, out);
+            }
+            scratch::with(4 * cols, |values| {
+                for (j, out) in out.chunks_mut(4 * n).enumerate() {
+                    let some = here.start + 4 * j..here.start + 4 * j + out.len() / n;
+                    let values = &mut values[..some.len() * cols];
+                    dequantize(self.dtype, self.row_data(some.clone()), values);
+                    few_rows(Rows { data: values, stride: cols }, some.len(), x, n, cols, out);
                 }
             });
         };
-        if y.len() > piece {
-            y.par_chunks_mut(piece).enumerate().for_each(|(i, y)| work(i, y));
-        } else {
-            work(0, y);
-        }
+        scratch::with(count * n, |product| {
+            if count <= piece {
+                work(0, product);
+            } else {
+                product.par_chunks_mut(piece * n).enumerate().for_each(|(i, out)| work(i, out));
+            }
+            for (i, y) in y.chunks_exact_mut(count).enumerate() {
+                for (j, y) in y.iter_mut().enumerate() {
+                    let sum = product[j * n + i];
+                    *y = if beta == 0.0 { sum } else { beta * *y + sum };
+                }
+            }
+        });
     }
 
     /// The values, where they are stored as f32.
@@ -239,41 +257,51 @@ impl Weight {
         &self.data[rows.start * row_bytes..rows.end * row_bytes]
     }
 
-    /// Calls `f` with one panel of rows after another, as f32; f32 itself is one panel, without a copy.
-    fn panels(&self, rows: Range<usize>, mut f: impl FnMut(Range<usize>, &[f32])) {
+    /// Calls `f` with one panel of rows after another, as f32 `[rows, cols]`; f32 itself is one panel, without a copy.
+    fn panels(&self, rows: Range<usize>, mut f: impl FnMut(Range<usize>, Mat)) {
+        let cols = self.cols;
         if let Some(values) = self.floats() {
-            let panel = &values[rows.start * self.cols..rows.end * self.cols];
+            let panel = Mat::new(&values[rows.start * cols..rows.end * cols], rows.len(), cols);
             return f(rows, panel);
         }
-        let height = (PANEL_VALUES / self.cols.max(1)).max(PANEL_ROWS_MIN).min(rows.len());
+        // Rows that start at the same place of a page share the few sets of the first cache that they fall into:
+        // packing such a panel takes twice as long.
+        let stride = if cols.is_multiple_of(256) { cols + 16 } else { cols };
+        let height = (PANEL_VALUES / stride.max(1)).max(PANEL_ROWS_MIN).min(rows.len());
         // Panels of equal height rather than a small last one; whole tiles of the product.
         let count = rows.len().div_ceil(height.max(1)).max(1);
         let height = rows.len().div_ceil(count).next_multiple_of(32).min(rows.len());
-        scratch::with(height * self.cols, |values| {
+        scratch::with(height * stride, |values| {
             let mut start = rows.start;
             while start < rows.end {
                 let panel = start..(start + height).min(rows.end);
-                let values = &mut values[..panel.len() * self.cols];
-                self.dequantize_rows(panel.clone(), values);
+                let values = &mut values[..panel.len() * stride];
+                self.dequantize_rows(panel.clone(), stride, values);
                 start = panel.end;
-                f(panel, values);
+                f(panel.clone(), Mat::columns(values, panel.len(), cols, stride));
             }
         });
     }
 
-    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+    /// out: `[rows, stride]`, of which `cols` columns are written.
+    fn dequantize_rows(&self, rows: Range<usize>, stride: usize, out: &mut [f32]) {
         if out.is_empty() {
             return;
         }
-        let data = self.row_data(rows);
-        let piece_rows = PIECE_VALUES.div_ceil(self.cols);
-        let piece = piece_rows * self.cols;
-        if out.len() <= 2 * piece {
-            return dequantize(self.dtype, data, out);
-        }
         let row_bytes = self.data.len() / self.rows;
-        out.par_chunks_mut(piece)
-            .zip(data.par_chunks(piece_rows * row_bytes))
-            .for_each(|(out, data)| dequantize(self.dtype, data, out));
+        let data = self.row_data(rows);
+        let piece_rows = PIECE_VALUES.div_ceil(stride);
+        let work = |(out, data): (&mut [f32], &[u8])| {
+            for (out, data) in out.chunks_exact_mut(stride).zip(data.chunks_exact(row_bytes)) {
+                dequantize(self.dtype, data, &mut out[..self.cols]);
+            }
+        };
+        if out.len() <= 2 * piece_rows * stride {
+            return work((out, data));
+        }
+        out.par_chunks_mut(piece_rows * stride).zip(data.par_chunks(piece_rows * row_bytes)).for_each(work);
     }
 }
+
+#[cfg(test)]
+mod tests;

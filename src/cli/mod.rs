@@ -2,11 +2,11 @@
 //! exit code 0 is done, 1 failed, 2 wrong use, 3 done as far as it goes without a server (`retune deploy`).
 
 mod args;
-//mod demo;
-//mod deploy;
+mod demo;
+mod deploy;
 mod generate;
 mod loss;
-//mod merge;
+mod merge;
 mod progress;
 mod render;
 mod tokenize;
@@ -31,12 +31,12 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    //Demo(demo::Args),
+    Demo(demo::Args),
     Train(train::Args),
     Loss(loss::Args),
     Generate(generate::Args),
-    //Merge(merge::Args),
-    //Deploy(deploy::Args),
+    Merge(merge::Args),
+    Deploy(deploy::Args),
     Render(render::Args),
     Tokenize(tokenize::Args),
 }
@@ -53,12 +53,12 @@ pub fn main() -> ExitCode {
     restore_sigpipe();
     let cli = Cli::parse();
     let result = match &cli.command {
-        //Command::Demo(args) => demo::run(args).map(|()| Ended::Done),
+        Command::Demo(args) => demo::run(args).map(|()| Ended::Done),
         Command::Train(args) => train::run(args).map(|()| Ended::Done),
         Command::Loss(args) => loss::run(args).map(|()| Ended::Done),
         Command::Generate(args) => generate::run(args).map(|()| Ended::Done),
-        //Command::Merge(args) => merge::run(args).map(|()| Ended::Done),
-        //Command::Deploy(args) => deploy::run(args),
+        Command::Merge(args) => merge::run(args).map(|()| Ended::Done),
+        Command::Deploy(args) => deploy::run(args),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
     };

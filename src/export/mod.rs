@@ -1,1 +1,3 @@
+//! What leaves the trainer as a file that others serve.
 
+pub mod merge;

@@ -74,6 +74,6 @@ mod tests {
     #[test]
     fn groups_hold_every_row_once_and_keep_to_the_budget() {
         assert_eq!(groups([3, 4, 9, 1, 1].into_iter(), 7), [0..2, 2..3, 3..5]);
-        assert_eq!(groups(std::iter::empty(), 7), []);
+        assert!(groups(std::iter::empty(), 7).is_empty());
     }
 }

@@ -6,8 +6,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::{Heads, Plan};
+use crate::few_rows::{Rows, few_rows, weighted_sum};
 use crate::scratch;
-use crate::vector::{add_scaled, dot, softmax_step};
+use crate::vector::{add_scaled, softmax_step};
 
 /// Keys of one chunk.
 const CHUNK: usize = 256;
@@ -58,27 +59,20 @@ pub(super) fn single_queries(q: &[f32], k: &[f32], v: &[f32], plan: &Plan, heads
 
 fn chunk(q: &[f32], k: &[f32], v: &[f32], heads: Heads, task: &Task) -> Partial {
     let (group, hd, kv_row) = (heads.group(), heads.head_dim, heads.kv_row());
+    let count = task.keys.len();
     let mut partial = Partial { most: vec![0.0; group], sums: vec![0.0; group], acc: vec![0.0; group * hd] };
-    let at = |key: usize| key * kv_row + task.kv_head * hd;
-    scratch::with(group * task.keys.len(), |scores| {
-        let count = task.keys.len();
-        let queries = &q[task.query * heads.q_row() + task.kv_head * group * hd..][..group * hd];
-        // Key by key, all heads of the group: k and v are read once.
-        for (j, key) in task.keys.clone().enumerate() {
-            let key = &k[at(key)..][..hd];
-            for (g, query) in queries.chunks_exact(hd).enumerate() {
-                scores[g * count + j] = heads.scale * dot(query, key);
+    let at = task.keys.start * kv_row + task.kv_head * hd;
+    let (keys, values) = (Rows { data: &k[at..], stride: kv_row }, Rows { data: &v[at..], stride: kv_row });
+    let queries = &q[task.query * heads.q_row() + task.kv_head * group * hd..][..group * hd];
+    scratch::with((group + 1) * count, |buffer| {
+        let (products, scores) = buffer.split_at_mut(group * count);
+        few_rows(keys, count, Rows { data: queries, stride: hd }, group, hd, products); // (keys, group)
+        for (g, acc) in partial.acc.chunks_exact_mut(hd).enumerate() {
+            for (score, products) in scores.iter_mut().zip(products.chunks_exact(group)) {
+                *score = heads.scale * products[g];
             }
-        }
-        for g in 0..group {
-            let scores = &mut scores[g * count..][..count];
             (partial.most[g], partial.sums[g]) = softmax_step(scores, f32::NEG_INFINITY);
-        }
-        for (j, key) in task.keys.clone().enumerate() {
-            let value = &v[at(key)..][..hd];
-            for (g, acc) in partial.acc.chunks_exact_mut(hd).enumerate() {
-                add_scaled(acc, scores[g * count + j], value);
-            }
+            weighted_sum(scores, values, acc);
         }
     });
     partial

@@ -1,3 +1,6 @@
+// A segment often sees one range, and a list of one range is what is meant.
+#![allow(clippy::single_range_in_vec_init)]
+
 use super::*;
 use crate::testing::{gradient, gradients, normal, relative_error, tensor, threads, values, var};
 use candle_core::{DType, Device, Tensor};
@@ -26,8 +29,7 @@ impl Case {
     fn run(&self, plan: &Plan, heads: Heads) -> [Vec<f32>; 5] {
         let (mut out, mut lse) = (vec![f32::NAN; self.q.len()], vec![f32::NAN; self.n * heads.heads]);
         forward(&self.q, &self.k, &self.v, plan, heads, &mut out, &mut lse);
-        let (mut dq, mut dk, mut dv) =
-            (vec![f32::NAN; self.q.len()], vec![f32::NAN; self.k.len()], vec![f32::NAN; self.v.len()]);
+        let (mut dq, mut dk, mut dv) = (vec![f32::NAN; self.q.len()], vec![f32::NAN; self.k.len()], vec![f32::NAN; self.v.len()]);
         let saved = Saved { q: &self.q, k: &self.k, v: &self.v, out: &out, lse: &lse };
         backward(&self.dout, saved, plan, heads, &mut dq, &mut dk, &mut dv);
         [out, lse, dq, dk, dv]
@@ -201,7 +203,11 @@ fn a_nan_in_a_key_reaches_every_query_that_sees_it() {
 #[test]
 fn bits_do_not_depend_on_the_number_of_threads() {
     let plan = Plan {
-        segments: vec![segment(0..300, &[], 0..300), segment(300..420, &[0..300], 300..420), segment(420..421, &[0..300], 420..421)],
+        segments: vec![
+            segment(0..300, &[], 0..300),
+            segment(300..420, &[0..300], 300..420),
+            segment(420..421, &[0..300], 420..421),
+        ],
     };
     let heads = heads(6, 2, 32);
     let case = Case::new(421, 421, heads, 5);
@@ -271,7 +277,6 @@ proptest! {
         let mut segments = vec![segment(0..prefix, &[], 0..prefix)];
         let mut start = prefix;
         for tail in &tails {
-            #[allow(clippy::single_range_in_vec_init)]
             segments.push(segment(start..start + tail, &[0..prefix], start..start + tail));
             start += tail;
         }

@@ -125,6 +125,11 @@ impl GgmlType {
             _ => return None,
         })
     }
+
+    /// The inverse of `dtype`; `None` for what only lives in memory.
+    pub fn from_dtype(dtype: retune_kernels::DType) -> Option<Self> {
+        TABLE.iter().map(|entry| Self(entry.0)).find(|ggml_type| ggml_type.dtype() == Some(dtype))
+    }
 }
 
 impl std::fmt::Display for GgmlType {
@@ -165,6 +170,9 @@ mod tests {
         for (id, name, ..) in TABLE {
             assert_eq!(GgmlType::from_name(&name.to_lowercase()), Some(GgmlType(id)));
             assert_eq!(GgmlType(id).to_string(), name);
+            if let Some(dtype) = GgmlType(id).dtype() {
+                assert_eq!(GgmlType::from_dtype(dtype), Some(GgmlType(id)));
+            }
         }
         assert_eq!(GgmlType(77).to_string(), "type 77");
     }

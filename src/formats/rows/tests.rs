@@ -211,7 +211,8 @@ fn the_files_of_the_world_have_the_rows_that_were_counted_in_them() {
     let calls: usize =
         rows.examples.iter().flat_map(|e| &e.messages).filter_map(|m| m.extra.get("tool_calls")?.as_array()).map(Vec::len).sum();
     assert_eq!(calls, 68);
-    assert!(rows.examples.iter().all(|e| e.tools.as_ref().is_some_and(Value::is_array)));
+    // Two rows have an empty list.
+    assert_eq!(rows.examples.iter().filter(|e| e.tools.as_ref().is_some_and(Value::is_array)).count(), 48);
     for (file, words) in [
         ("sft/humanevalpack_rust.jsonl", "line 1 (row 1): has the keys [task_id, prompt,"),
         ("sft/humanevalpack_rust_verified.json", "line 1 (row 1): has the keys [Rust/0,"),

@@ -118,6 +118,21 @@ impl Tokenizer {
         }
     }
 
+    /// The bytes that a token adds to a text: spaces and bytes spelled out, special tokens as they are called.
+    pub fn piece(&self, id: u32) -> Option<Vec<u8>> {
+        match &self.inner {
+            Inner::Library { tokenizer, bytes } => {
+                let token = tokenizer.id_to_token(id)?;
+                match bytes {
+                    TokenBytes::ByteLevel if !self.is_special(id) => byte_level::bytes(&token).or(Some(token.into_bytes())),
+                    TokenBytes::Metaspace if !self.is_special(id) => Some(spm::spelled(token.as_bytes())),
+                    _ => Some(token.into_bytes()),
+                }
+            }
+            Inner::Spm(spm) => spm.token(id).map(spm::spelled),
+        }
+    }
+
     pub fn id(&self, token: &str) -> Option<u32> {
         match &self.inner {
             Inner::Library { tokenizer, .. } => tokenizer.token_to_id(token),

@@ -1,0 +1,155 @@
+//! `retune deploy`: an adapter becomes a model that Ollama serves.
+
+use std::path::PathBuf;
+
+use serde_json::json;
+
+use super::{Ended, print_json};
+use crate::base::Base;
+use crate::deploy::{Parameters, Promote, Verdict};
+use crate::error::{Error, Result};
+use crate::pipeline::deploy::{DeployRequest, Deployed, Mode, Outcome, RunMemory, deploy};
+
+/// Register a trained adapter with Ollama, prompted as it was trained, and prove that it is what is served.
+///
+/// The new model is a version (`my-coder-tuned-coder:v7`) beside what serves. The alias `:latest` moves only when
+/// `--promote` says so, or when there is none yet. Without an Ollama the files are made, and the exit code is 3.
+#[derive(clap::Args)]
+pub struct Args {
+    /// The adapter: the folder that `retune train` wrote, or a GGUF adapter
+    #[arg(long, value_name = "DIR|FILE.gguf")]
+    adapter: PathBuf,
+    /// The base that it was trained on [default: as run.json beside the adapter says]
+    #[arg(long)]
+    base: Option<String>,
+    /// The template that it was trained with [default: as run.json says]
+    #[arg(long, value_name = "NAME|FILE")]
+    template: Option<String>,
+    /// A file with the system text that it was trained with [default: as run.json says]
+    #[arg(long, value_name = "FILE")]
+    system: Option<PathBuf>,
+    /// Rows whose prompts are compared with what Ollama renders [default: the rows of the training]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// What the model is for; the end of its name
+    #[arg(long, default_value = "coder")]
+    role: String,
+    /// The beginning of its name
+    #[arg(long, default_value = "my-coder-tuned")]
+    name_prefix: String,
+    /// adapter: base and adapter apart; merged: one file; auto: as this Ollama can
+    #[arg(long, value_enum, default_value = "auto")]
+    mode: ModeArg,
+    /// How merged weights are stored [default: as they were, or q8_0 where that has fewer bits]
+    #[arg(long = "type", value_name = "TYPE")]
+    merge_type: Option<String>,
+    /// The folder that holds .agent
+    #[arg(long, env = "RETUNE_ROOT", default_value = ".")]
+    root: PathBuf,
+    /// Move the alias :latest to the new version: yes, no, or if there is none yet
+    #[arg(long, value_enum, default_value = "if-first", num_args = 0..=1, default_missing_value = "yes")]
+    promote: PromoteArg,
+    #[arg(long, default_value_t = 0.2)]
+    temperature: f64,
+    #[arg(long, default_value_t = 0.9)]
+    top_p: f64,
+    #[arg(long, default_value_t = 40)]
+    top_k: u32,
+    /// Tokens of context [default: Ollama's]
+    #[arg(long)]
+    num_ctx: Option<u32>,
+    /// One line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum ModeArg {
+    Auto,
+    Merged,
+    Adapter,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum PromoteArg {
+    Yes,
+    No,
+    IfFirst,
+}
+
+pub fn run(args: &Args) -> Result<Ended> {
+    let memory = RunMemory::beside(&args.adapter)?;
+    let name = args.base.as_deref().or(memory.base()).ok_or_else(|| {
+        Error::usage(format!("nothing says which base {} belongs to", args.adapter.display()), "give it with --base")
+    })?;
+    let base = Base::open(name)?;
+    let own_template = base.own_template.as_ref().map(|t| t.name.clone());
+    let remembered = memory.template.clone().filter(|t| Some(t) != own_template.as_ref());
+    let template = base.template(args.template.as_deref().or(remembered.as_deref()))?;
+    let system = match &args.system {
+        Some(path) => Some(std::fs::read_to_string(path).map_err(Error::io("read", path))?.trim_end_matches('\n').to_owned()),
+        None => memory.system.clone(),
+    };
+    let request = DeployRequest {
+        adapter: args.adapter.clone(),
+        system,
+        data: args.data.clone().or_else(|| memory.data()),
+        prefix: args.name_prefix.clone(),
+        role: args.role.clone(),
+        mode: match args.mode {
+            ModeArg::Auto => Mode::Auto,
+            ModeArg::Merged => Mode::Merged,
+            ModeArg::Adapter => Mode::Adapter,
+        },
+        merge_type: args.merge_type.as_deref().map(str::parse).transpose()?,
+        root: args.root.clone(),
+        promote: match args.promote {
+            PromoteArg::Yes => Promote::Yes,
+            PromoteArg::No => Promote::No,
+            PromoteArg::IfFirst => Promote::IfFirst,
+        },
+        parameters: Parameters { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, num_ctx: args.num_ctx, ..Parameters::default() },
+    };
+    let deployed = deploy(&base, &template, &request, &mut |text| eprintln!("note: {text}"))?;
+    show(args, &deployed)
+}
+
+fn show(args: &Args, deployed: &Deployed) -> Result<Ended> {
+    match &deployed.outcome {
+        Outcome::Served { registered, settlement, mode, compared } => {
+            if args.json {
+                print_json(&json!({
+                    "name": registered.name, "version": registered.version, "digest": registered.digest, "reused": registered.reused,
+                    "promoted": registered.promoted, "mode": mode, "modelfile": deployed.modelfile, "merged": deployed.merged.as_ref().map(|m| &m.0),
+                    "prompt_remedy": settlement.remedy, "max_logprob_difference": compared.max_abs_difference, "adapter_effect": compared.adapter_effect,
+                    "same": matches!(compared.verdict, Verdict::Same { .. }),
+                }))?;
+                return Ok(Ended::Done);
+            }
+            let alias = if registered.promoted { ", and :latest names it" } else { "; :latest was not moved (--promote moves it)" };
+            println!("{} is served{}{alias}", registered.name, if registered.reused { " already" } else { "" });
+            println!("its prompts are token for token what was trained{}", settlement.remedy.as_ref().map_or_else(String::new, |r| format!(" ({r})")));
+            match &compared.verdict {
+                Verdict::Same { ties } => println!(
+                    "its answers are those of the trained model: log-probabilities at most {:.3} apart (base and adapter: {:.1}){}",
+                    compared.max_abs_difference,
+                    compared.adapter_effect.unwrap_or(f64::NAN),
+                    if *ties > 0 { format!(", {ties} parted at a tie") } else { String::new() }
+                ),
+                Verdict::CannotTell(why) | Verdict::Different(why) => println!("whether the adapter is on could not be told: {why}"),
+            }
+            println!("try it: ollama run {}", registered.name);
+            Ok(Ended::Done)
+        }
+        Outcome::Later { why, commands } => {
+            if args.json {
+                print_json(&json!({"name": null, "modelfile": deployed.modelfile, "merged": deployed.merged.as_ref().map(|m| &m.0), "why": why, "later": commands}))?;
+            } else {
+                eprintln!("{why}");
+                println!("the files are made; run later:");
+                commands.iter().for_each(|c| println!("  {c}"));
+            }
+            Ok(Ended::WithoutServer)
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! From an adapter to a model that Ollama serves, prompted as it was trained and proven to be what was trained.
+
+use std::path::{Path, PathBuf};
+
+use retune_kernels::DType;
+use serde::Serialize;
+
+use super::RUN_FILE;
+use crate::base::{Base, Origin};
+use crate::deploy::{self, Deployment, From, ModelSpec, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Registered, Remedies, Settlement};
+use crate::domain::{Example, Message};
+use crate::error::{Error, Result};
+use crate::export::merge::{MergeReport, MergeType, merge};
+use crate::formats::{gguf::Gguf, rows};
+use crate::infer::generate::{Request, generate, log_sum_exp};
+use crate::model::{Adapter, Module, Stream, Workspace, adapter_files};
+use crate::runtime::ollama::{Blob, Ollama};
+use crate::text::render::Renderer;
+use crate::text::template::Template;
+
+/// How the adapter gets into the served model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Adapter where this Ollama takes one, else merged.
+    Auto,
+    Merged,
+    Adapter,
+}
+
+/// What to deploy, and how.
+#[derive(Clone, Debug)]
+pub struct DeployRequest {
+    pub adapter: PathBuf,
+    /// Where the system text of training is not in the run's folder.
+    pub system: Option<String>,
+    /// Rows whose prompts are compared; without them a plain request.
+    pub data: Option<PathBuf>,
+    pub prefix: String,
+    pub role: String,
+    pub mode: Mode,
+    /// `None`: as the base has it, or q8_0 where that is too coarse for a small change.
+    pub merge_type: Option<MergeType>,
+    /// The folder that holds `.agent`.
+    pub root: PathBuf,
+    pub promote: Promote,
+    pub parameters: Parameters,
+}
+
+/// What became of it.
+#[derive(Clone, Debug)]
+pub struct Deployed {
+    pub modelfile: PathBuf,
+    pub merged: Option<(PathBuf, MergeReport)>,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    Served { registered: Registered, settlement: Box<Settlement>, mode: Mode, compared: Box<deploy::Report> },
+    /// No Ollama answered: why, and what to run later.
+    Later { why: String, commands: Vec<String> },
+}
+
+/// How far served and trained log-probabilities may be apart: llama.cpp rounds activations to 8 bits where weights are
+/// quantised, and merged weights are rounded once more.
+const TOLERANCE: f64 = 0.3;
+/// Prompts that are compared, and tokens of each answer.
+const PROBES: usize = 3;
+const ANSWER_TOKENS: usize = 24;
+const TOP: usize = 5;
+
+/// What the run that made an adapter remembers: base, template, system text.
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+pub struct RunMemory {
+    base: Option<RunBase>,
+    pub template: Option<String>,
+    pub system: Option<String>,
+    data: Option<RunData>,
+}
+
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+struct RunBase {
+    name: String,
+}
+
+#[derive(Clone, Debug, Default, serde::Deserialize)]
+struct RunData {
+    path: PathBuf,
+}
+
+impl RunMemory {
+    /// From `run.json` beside the adapter; empty where there is none.
+    pub fn beside(adapter: &Path) -> Result<Self> {
+        let folder = if adapter.is_dir() { adapter } else { adapter.parent().unwrap_or(Path::new(".")) };
+        let path = folder.join(RUN_FILE);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("does not read: {e}"), "give --base and --template by hand, or train again")),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Err(e) => Err(Error::io("read", &path)(e)),
+        }
+    }
+
+    pub fn base(&self) -> Option<&str> {
+        self.base.as_ref().map(|b| b.name.as_str())
+    }
+
+    /// The rows that were trained on, where they are still there.
+    pub fn data(&self) -> Option<PathBuf> {
+        self.data.as_ref().map(|d| d.path.clone()).filter(|p| p.is_file())
+    }
+}
+
+/// Exports, registers, verifies, compares. Without an Ollama the files are made, and the outcome says what to run later.
+pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &mut dyn FnMut(&str)) -> Result<Deployed> {
+    let Some(gguf) = base.origin.gguf() else {
+        return Err(Error::unsupported(
+            format!("{} is a Hugging Face folder, and Ollama serves GGUF files", base.name),
+            "train on the model's GGUF file or on its Ollama tag, and deploy from there",
+        ));
+    };
+    let adapter = adapter_files::load(&request.adapter, &base.decoder.config)?;
+    let renderer = Renderer { tokenizer: &base.tokenizer, template, system: request.system.clone() };
+    let probes = probes(&renderer, request.data.as_deref(), base)?;
+    let modelfile = request.root.join(".agent").join(format!("Modelfile.{}", request.role));
+    let alias = deploy::alias_name(&request.prefix, &request.role)?.to_string();
+    let mut parameters = request.parameters.clone();
+    for &id in base.tokenizer.end_ids() {
+        parameters.add_stop(&base.tokenizer.token(id).unwrap_or_default());
+    }
+    if let Origin::Ollama { tag, .. } = &base.origin
+        && let Some(params) = crate::runtime::ollama::store::resolve(tag)?.params
+    {
+        parameters.inherit(&params);
+    }
+    let spec_of = |from: From, blob: Option<Blob>| ModelSpec {
+        system: request.system.clone(),
+        ..match blob {
+            Some(blob) => ModelSpec::adapted(from, blob, parameters.clone()),
+            None => match from {
+                From::File(model) => ModelSpec::merged(model, parameters.clone()),
+                From::Model(_) => unreachable!("a merged model is a file"),
+            },
+        }
+    };
+
+    let ollama = Ollama::from_env()?;
+    let version = ollama.version();
+    let as_adapter = match (&version, request.mode) {
+        (_, Mode::Merged) => None,
+        (Err(_), Mode::Auto) => None,
+        (Err(_), Mode::Adapter) => Some(adapter_spec_parts(base, &adapter, &request.adapter)?),
+        (Ok(version), mode) => {
+            let (from, blob) = adapter_spec_parts(base, &adapter, &request.adapter)?;
+            let support = deploy::adapter_support(&ollama, &from, &blob, &request.root.join(".agent/ollama-capabilities.json"))?;
+            if support.accepted {
+                Some((from, blob))
+            } else if mode == Mode::Adapter {
+                return Err(Error::unsupported(format!("Ollama {version} takes no adapters: it says \"{}\"", support.said), "use --mode merged, or --mode auto"));
+            } else {
+                note(&format!("Ollama {version} takes no adapters: merging"));
+                None
+            }
+        }
+    };
+    let (spec, merged, mode) = match as_adapter {
+        Some((from, blob)) => (spec_of(from, Some(blob)), None, Mode::Adapter),
+        None => {
+            let out = folder_of(&request.adapter).join("merged.gguf");
+            let merge_type = request.merge_type.unwrap_or_else(|| fine_enough(base));
+            let report = merge(gguf, &adapter_files::gguf_pairs(&adapter, &base.decoder.config), adapter.spec.scale(), merge_type, &out)?;
+            report.notes().iter().for_each(|n| note(n));
+            (spec_of(From::File(Blob::of(&out)?), None), Some((out, report)), Mode::Merged)
+        }
+    };
+
+    if let Err(why) = version {
+        spec.write_modelfile(&modelfile, &alias)?;
+        let commands = deploy::later_commands(&modelfile, &format!("{}:v1", alias.trim_end_matches(":latest")), &alias, request.promote != Promote::No);
+        return Ok(Deployed { modelfile, merged, outcome: Outcome::Later { why: why.to_string(), commands } });
+    }
+    let deployment = Deployment { prefix: request.prefix.clone(), role: request.role.clone(), spec, promote: request.promote, first_version: 1 };
+    let bos = base.tokenizer.bos_text();
+    let remedies = Remedies { default_system: None, templates: template.ollama_twin(&base.tokenizer).into_iter().collect(), bos: (!bos.is_empty()).then_some(bos) };
+    // The alias waits until the comparison below has shown that the right thing is served.
+    let unpromoted = Deployment { promote: Promote::No, ..deployment.clone() };
+    let (mut registered, settlement) = deploy::deploy(&ollama, &unpromoted, &probes, &remedies, true, &mut |_| {})?;
+    if let Some(remedy) = &settlement.remedy {
+        note(&format!("the prompt that Ollama renders was made the trained one: {remedy}"));
+    }
+    settlement.spec.write_modelfile(&modelfile, &registered.name)?;
+    let own = own_answers(base, &adapter, &probes)?;
+    let compared = deploy::compare_served(&ollama, &registered.name, &own, TOLERANCE)?;
+    if let deploy::Verdict::Different(why) = &compared.verdict {
+        return Err(Error::server(
+            format!("{} is registered, but does not answer as it was trained: {why}", registered.name),
+            format!("the alias was not moved, what served before still serves; try --mode merged --type f16, or look at {}", modelfile.display()),
+        ));
+    }
+    registered.promoted = deploy::promote(&ollama, &deployment, request.promote, &registered.name)?;
+    Ok(Deployed { modelfile, merged, outcome: Outcome::Served { registered, settlement: Box::new(settlement), mode, compared: Box::new(compared) } })
+}
+
+fn folder_of(adapter: &Path) -> &Path {
+    if adapter.is_dir() { adapter } else { adapter.parent().unwrap_or(Path::new(".")) }
+}
+
+/// The pristine base and the GGUF adapter on it.
+fn adapter_spec_parts(base: &Base, adapter: &Adapter, path: &Path) -> Result<(From, Blob)> {
+    let file = if path.is_dir() { path.join(super::GGUF_ADAPTER_FILE) } else { path.to_owned() };
+    if !file.is_file() {
+        adapter_files::save_gguf(&file, adapter, &base.decoder.config)?;
+    }
+    let from = match &base.origin {
+        Origin::Ollama { tag, .. } => From::Model(tag.clone()),
+        Origin::Gguf(gguf) | Origin::BuiltIn(gguf) => From::File(gguf_blob(gguf, folder_of(path))?),
+        Origin::Folder(_) => return Err(Error::unsupported(format!("{} is a Hugging Face folder", base.name), "train on the model's GGUF file")),
+    };
+    Ok((from, Blob::of(&file)?))
+}
+
+/// The base as a file; the one in the binary is written out first.
+fn gguf_blob(gguf: &Gguf, folder: &Path) -> Result<Blob> {
+    if gguf.path.is_file() {
+        return Blob::of(&gguf.path);
+    }
+    let path = folder.join("base.gguf");
+    crate::formats::durable::write(&path, gguf.bytes())?;
+    Blob::of(&path)
+}
+
+/// A change of some thousandths drowns in the rounding of four bits: such bases get q8_0 where they are touched.
+fn fine_enough(base: &Base) -> MergeType {
+    use retune_kernels::weight::GgmlDType;
+    match base.decoder.weights.blocks.first().map(|b| b.linear(Module::Q).weight.dtype()) {
+        Some(DType::Quant(q)) if q != GgmlDType::Q8_0 => MergeType::To(DType::Quant(GgmlDType::Q8_0)),
+        _ => MergeType::Keep,
+    }
+}
+
+/// Prompts as training rendered them: of the first rows, or of a plain request.
+fn probes(renderer: &Renderer, data: Option<&Path>, base: &Base) -> Result<Vec<PromptProbe>> {
+    let plain = || vec![Example { messages: vec![Message::new("user", "Hello, what can you do?")], tools: None, row: 1 }];
+    let examples = match data {
+        Some(path) => rows::read(path)?.examples,
+        None => plain(),
+    };
+    let limit = base.default_max_length().saturating_sub(ANSWER_TOKENS);
+    let mut probes = Vec::new();
+    for example in examples {
+        let turns: Vec<Message> = example.messages.iter().take_while(|m| m.role != "assistant").cloned().collect();
+        let (text, ids) = renderer.prompt(&turns, example.tools.as_ref())?;
+        if ids.len() <= limit {
+            probes.push(PromptProbe { name: format!("row {}", example.row), messages: turns, tools: example.tools, text, ids });
+        }
+        if probes.len() == PROBES {
+            break;
+        }
+    }
+    if probes.is_empty() {
+        return Err(Error::data(format!("every prompt of the data is longer than {limit} tokens"), "give rows with shorter prompts by --data"));
+    }
+    Ok(probes)
+}
+
+/// Our own greedy answers with the adapter, token by token, and what the base would have thought of each token.
+fn own_answers(base: &Base, adapter: &Adapter, probes: &[PromptProbe]) -> Result<Vec<OwnAnswer>> {
+    let tokenizer = &base.tokenizer;
+    let prompts: Vec<Vec<u32>> = probes.iter().map(|p| p.ids.clone()).collect();
+    let request = Request { max_tokens: ANSWER_TOKENS, end_ids: tokenizer.end_ids(), top: TOP, ..Request::default() };
+    let answers = generate(&base.decoder, &prompts, Some(adapter), &request, |_, _| {});
+    let piece = |id: u32| tokenizer.piece(id).unwrap_or_default();
+    let mut own = Vec::new();
+    for (probe, answer) in probes.iter().zip(answers) {
+        let ids = answer.ids();
+        let whole: Vec<u32> = probe.ids.iter().chain(&ids).copied().collect();
+        let rows: Vec<usize> = (0..ids.len()).map(|i| probe.ids.len() - 1 + i).collect();
+        let vocab = base.decoder.config.vocab_size;
+        let base_logits = base.decoder.logits(&Stream::packed(&[&whole]), &rows, None, &mut Workspace::default(), None);
+        let tokens = ids.iter().zip(&answer.steps).zip(base_logits.chunks_exact(vocab)).map(|((&id, step), logits)| OwnToken {
+            piece: piece(id),
+            logprob: f64::from(step.logprob),
+            base_logprob: Some(f64::from(logits[id as usize] - log_sum_exp(logits))),
+            top: step.top.iter().map(|&(id, logprob)| ((!tokenizer.end_ids().contains(&id)).then(|| piece(id)), f64::from(logprob))).collect(),
+        });
+        // The served model puts its BOS in front by itself.
+        let bos = tokenizer.bos_text();
+        let starts_with_bos = tokenizer.add_bos && probe.ids.first().is_some_and(|&id| Some(id) == tokenizer.bos) && !bos.is_empty();
+        let prompt = if starts_with_bos { probe.text.strip_prefix(&bos).unwrap_or(&probe.text) } else { &probe.text };
+        own.push(OwnAnswer { name: probe.name.clone(), prompt: prompt.to_owned(), prompt_tokens: probe.ids.len(), tokens: tokens.collect(), ended: answer.ended });
+    }
+    Ok(own)
+}
