@@ -89,7 +89,7 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
     let clock = Instant::now();
     let base = Base::open(DEMO)?;
     let template = base.template(None)?;
-    let (rows, steps) = if options.quick { (1200, 60) } else { (4000, 220) };
+    let (rows, steps) = if options.quick { (2000, 100) } else { (8000, 480) };
     let mut rng = Rng::new(options.seed);
     let mut train = task::items(rows, || task::tool_call(&mut rng, Split::Train));
     let held_out = task::items(HELD_OUT, || task::tool_call(&mut rng, Split::HeldOut));
@@ -97,6 +97,9 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
     if options.shuffled {
         train = task::shuffled(&train, &mut rng);
     }
+    // One row in five is of the old skills: what is not rehearsed is forgotten.
+    let rehearsed: Vec<Item> = (0..rows / 4).map(|n| task::skill(SKILLS[n % SKILLS.len()], &mut rng, Split::Train)).collect();
+    train.extend(rehearsed);
     let before = exact_match(&base, &template, None, &held_out)?;
     let skills_before = exact_match(&base, &template, None, &skills)?;
     note(&format!("before: {} of {HELD_OUT} held-out requests answered exactly; {:.0}% of its own skills", before.right, 100.0 * skills_before.share()));
@@ -116,9 +119,9 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
         eval_share: 0.0,
         out: folder.join("adapter"),
         reading: Reading::default(),
-        adapter: AdapterSpec { rank: 16, alpha: 32.0, rslora: false, targets: Module::ALL.to_vec() },
+        adapter: AdapterSpec { rank: 64, alpha: 128.0, rslora: false, targets: Module::ALL.to_vec() },
         init_adapter: None,
-        settings: TrainSettings { max_steps: Some(steps), batch_size: 16, grad_accum: 1, learning_rate: 3e-3, seed: options.seed, ..TrainSettings::default() },
+        settings: TrainSettings { max_steps: Some(steps), batch_size: 20, grad_accum: 1, learning_rate: 2e-3, seed: options.seed, ..TrainSettings::default() },
         memory_budget: None,
         save_every: 100,
         resume: false,
