@@ -84,11 +84,14 @@ pub fn run(args: &Args) -> Result<()> {
         }
     });
     let answer = &results[0];
+    if answer.steps.iter().any(|step| !step.logprob.is_finite()) {
+        return Err(base.not_finite("what the model predicts"));
+    }
     if args.json {
         let logprobs: Vec<f32> = answer.steps.iter().map(|s| s.logprob).collect();
         let ids: Vec<u32> = answer.steps.iter().map(|s| s.id).collect();
         return print_json(&json!({"text": base.tokenizer.decode(&answer.ids(), true)?, "ids": ids, "logprobs": logprobs, "ended": answer.ended}));
     }
-    println!();
+    say!("")?;
     Ok(())
 }

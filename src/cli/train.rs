@@ -217,7 +217,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let held_out = report.best.map_or_else(String::new, |best| format!(", held-out loss {:.4} at step {}", best.eval_loss, best.step));
     let early = if report.stopped_early { " (stopped early)" } else { "" };
-    println!("{} steps{early} in {:.0} s, training loss {:.4}{held_out}", report.steps, report.seconds, report.last_loss);
-    println!("adapter in {}; look at {}", report.out.display(), report.out.join("report.html").display());
+    say!("{} steps{early} in {:.0} s, training loss {:.4}{held_out}", report.steps, report.seconds, report.last_loss)?;
+    say!("adapter in {}; look at {}", report.out.display(), report.out.join("report.html").display())?;
     Ok(())
 }
