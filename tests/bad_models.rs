@@ -40,7 +40,22 @@ impl Place {
     /// A training that must be refused before it touches the disk.
     fn train(&self, base: &Path) -> String {
         let out = self.at("out");
-        let message = refused(1, &["train", "--template", "plain", "--max-steps", "2", "--base", path(base), "--data", path(&self.rows()), "--out", path(&out)]);
+        let message = refused(
+            1,
+            &[
+                "train",
+                "--template",
+                "plain",
+                "--max-steps",
+                "2",
+                "--base",
+                path(base),
+                "--data",
+                path(&self.rows()),
+                "--out",
+                path(&out),
+            ],
+        );
         assert!(!out.exists(), "{message}: left {:?}", files(&out));
         message
     }
@@ -71,7 +86,8 @@ impl Place {
             fs::copy(from.join(name), to.join(name)).unwrap();
         }
         fs::write(to.join("tokenizer.json"), tokenizer(97).to_string()).unwrap();
-        fs::write(to.join("tokenizer_config.json"), "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"add_bos_token\":true}").unwrap();
+        fs::write(to.join("tokenizer_config.json"), "{\"bos_token\":\"<s>\",\"eos_token\":\"</s>\",\"add_bos_token\":true}")
+            .unwrap();
         to
     }
 
@@ -110,7 +126,8 @@ fn behind(bytes: &[u8], needle: &str) -> usize {
 #[test]
 fn the_folder_that_the_others_break_is_whole() {
     let place = Place::new();
-    let loss = retune_json(&["loss", "--json", "--template", "plain", "--base", path(&place.folder()), "--data", path(&place.rows())]);
+    let loss =
+        retune_json(&["loss", "--json", "--template", "plain", "--base", path(&place.folder()), "--data", path(&place.rows())]);
     // Three words and the end in each of three rows.
     assert_eq!(loss["trained_tokens"], 12);
     assert!(loss["loss"].as_f64().unwrap() > 1.0, "{loss}");
@@ -121,10 +138,15 @@ fn a_cut_gguf_is_refused_wherever_it_is_cut() {
     let place = Place::new();
     let whole = fs::read(common::root().join("models/demo.gguf")).unwrap();
     let first_tensor = whole.len() - demo().tensors.iter().map(|t| t.size_bytes).sum::<usize>();
-    for length in [0, 3, 4, 7, 8, 15, 20, 24, 30, 60, 500, 5000, first_tensor - 4096, first_tensor, whole.len() / 2, whole.len() - 1] {
+    for length in
+        [0, 3, 4, 7, 8, 15, 20, 24, 30, 60, 500, 5000, first_tensor - 4096, first_tensor, whole.len() / 2, whole.len() - 1]
+    {
         let message = place.train(&place.gguf(&whole[..length]));
         says(&message, &["base.gguf", "download or convert it again"]);
-        assert!(["cut", "cannot fit", "are left", "behind the end"].iter().any(|word| message.contains(word)), "{length}: {message}");
+        assert!(
+            ["cut", "cannot fit", "are left", "behind the end"].iter().any(|word| message.contains(word)),
+            "{length}: {message}"
+        );
     }
 }
 
@@ -142,7 +164,10 @@ fn a_hostile_gguf_is_refused_before_anything_of_its_size_is_made() {
     says(&patched(16, &huge), &["1152921504606846976 metadata keys"]);
     says(&patched(24, &huge), &["a string of 1152921504606846976 bytes"]);
     says(&patched(8, &u64::MAX.to_le_bytes()), &["18446744073709551615 tensors"]);
-    says(&patched(behind(&whole, "tokenizer.ggml.tokens") + 8, &huge), &["1152921504606846976 elements of tokenizer.ggml.tokens"]);
+    says(
+        &patched(behind(&whole, "tokenizer.ggml.tokens") + 8, &huge),
+        &["1152921504606846976 elements of tokenizer.ggml.tokens"],
+    );
     says(&patched(0, b"GGML"), &["no GGUF file", "\"GGML\""]);
     says(&patched(4, &1u32.to_le_bytes()), &["version 1", "versions 2 and 3"]);
     // A tensor: name, dimensions (u32), each of them (u64), type (u32), offset (u64).
@@ -245,7 +270,8 @@ fn a_cut_or_hostile_safetensors_file_is_refused() {
         place.train(&base)
     };
     says(&with_header("[]"), &["header that is no JSON object"]);
-    let one = r#"{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},"b":{"dtype":"F32","shape":[12],"data_offsets":[16,64]}}"#;
+    let one =
+        r#"{"a":{"dtype":"F32","shape":[8],"data_offsets":[0,32]},"b":{"dtype":"F32","shape":[12],"data_offsets":[16,64]}}"#;
     says(&with_header(one), &["tensor b overlaps the tensor before it"]);
     let wide = r#"{"a":{"dtype":"F32","shape":[4611686018427387904,8],"data_offsets":[0,64]}}"#;
     says(&with_header(wide), &["tensor a", "overflows"]);
@@ -316,14 +342,18 @@ fn nan_in_a_folder_s_weights_is_told_by_its_place_and_leaves_no_adapter() {
 
     poisoned("model.layers.1.mlp.up_proj.weight");
     let (base, rows, out) = (path(&base).to_owned(), place.rows(), place.at("out"));
-    let train = refused(1, &["train", "--template", "plain", "--max-steps", "2", "--base", &base, "--data", path(&rows), "--out", path(&out)]);
+    let train = refused(
+        1,
+        &["train", "--template", "plain", "--max-steps", "2", "--base", &base, "--data", path(&rows), "--out", path(&out)],
+    );
     says(&train, &["NaN", "up_proj of layer 1", "fetch it again"]);
     let left = files(&out);
     assert!(!left.iter().any(|name| name.starts_with("adapter") || name.ends_with(".partial")), "{left:?}");
     let loss = refused(1, &["loss", "--template", "plain", "--base", &base, "--data", path(&rows)]);
     says(&loss, &["the loss is not finite", "up_proj of layer 1"]);
     for temperature in ["0", "1"] {
-        let answer = refused(1, &["generate", "--template", "plain", "--prompt", "w3", "--temperature", temperature, "--base", &base]);
+        let answer =
+            refused(1, &["generate", "--template", "plain", "--prompt", "w3", "--temperature", temperature, "--base", &base]);
         says(&answer, &["not finite", "up_proj of layer 1"]);
     }
 }
@@ -349,12 +379,16 @@ fn an_adapter_that_is_missing_cut_or_another_base_s_is_refused() {
     fs::write(empty.join("adapter_model.safetensors"), &tensors[..tensors.len() - 10]).unwrap();
     says(&loss(&empty), &["adapter_model.safetensors", "fetch or write it again"]);
     let out = place.at("out");
-    let message = refused(1, &["train", "--base", "demo", "--data", path(&rows), "--out", path(&out), "--init-adapter", path(&gone)]);
+    let message =
+        refused(1, &["train", "--base", "demo", "--data", path(&rows), "--out", path(&out), "--init-adapter", path(&gone)]);
     says(&message, &["gone"]);
     assert!(!out.exists(), "{:?}", files(&out));
     let merged = place.at("merged.gguf");
     says(&refused(1, &["merge", "--base", "demo", "--adapter", path(&fixture), "--out", path(&merged)]), &["q_proj"]);
-    says(&refused(2, &["merge", "--base", "demo", "--adapter", path(&fixture), "--out", path(&merged), "--type", "q9_9"]), &["q9_9", "q8_0"]);
+    says(
+        &refused(2, &["merge", "--base", "demo", "--adapter", path(&fixture), "--out", path(&merged), "--type", "q9_9"]),
+        &["q9_9", "q8_0"],
+    );
     assert!(!merged.exists());
 }
 
@@ -362,7 +396,10 @@ fn an_adapter_that_is_missing_cut_or_another_base_s_is_refused() {
 fn a_base_that_is_not_there_is_looked_for_and_what_is_there_is_told() {
     let place = Place::new();
     let rows = place.rows();
-    says(&refused(1, &["loss", "--base", "./nowhere/base.gguf", "--data", path(&rows)]), &["./nowhere/base.gguf", "no such base"]);
+    says(
+        &refused(1, &["loss", "--base", "./nowhere/base.gguf", "--data", path(&rows)]),
+        &["./nowhere/base.gguf", "no such base"],
+    );
     says(&refused(1, &["loss", "--base", "nowhere.gguf", "--data", path(&rows)]), &["nowhere.gguf", "no such base"]);
     let tag = place.at("models/manifests/registry.ollama.ai/library/smollm2");
     fs::create_dir_all(&tag).unwrap();

@@ -78,7 +78,8 @@ pub fn refusal(code: i32, output: &Output, what: &str) -> String {
     assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{what}: {said}");
     assert_eq!(said.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{what}: one error, found {said}");
     // clap, which reads the flags, has its own words for the next step.
-    let next = said.lines().any(|line| line.starts_with("  next: ") && line.len() > 12) || said.contains("For more information, try");
+    let next =
+        said.lines().any(|line| line.starts_with("  next: ") && line.len() > 12) || said.contains("For more information, try");
     assert!(next, "{what} names no next step: {said}");
     said
 }
