@@ -12,9 +12,12 @@ use retune::deploy::{
     compare_served, deploy, register,
 };
 use retune::domain::Message;
-use retune::formats::gguf::{GgmlType, TensorSource, Value, Writer};
+use retune::formats::gguf::{GgmlType, Gguf, TensorSource, Value, Writer};
 use retune::runtime::ollama::store::Store;
-use retune::runtime::ollama::{Answer, Blob, Ollama, Options};
+use retune::runtime::ollama::{Answer, Blob, Ollama, Options, Probe};
+use retune::text::render::Renderer;
+use retune::text::template::{BUILT_IN, Template};
+use retune::text::tokenizer::Tokenizer;
 
 const STORIES: &str = "models/stories260K/stories260K-f32.gguf";
 const SMOLLM2: &str = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -106,17 +109,23 @@ fn a_failed_create_leaves_what_serves_and_a_second_run_uses_the_version_again() 
     for kind in BOTH {
         let Some(peer) = Peer::start(kind) else { continue };
         let first = register(&peer.ollama, &deployment("fixer", spec.clone()), &mut |_| ()).unwrap();
-        let broken = peer.folder.path().join("broken.gguf");
-        // Not a hostile GGUF: 0.17.4 dies of some of these, and this test is about one that goes on.
-        std::fs::write(&broken, "This is no model.").unwrap();
-        let mut bad = deployment("fixer", ModelSpec::merged(Blob::of(&broken).unwrap(), Parameters::default()));
+        let mut bad = deployment("fixer", ModelSpec { template: Some("{{ if }".to_owned()), ..spec.clone() });
         bad.promote = Promote::Yes;
         let error = register(&peer.ollama, &bad, &mut |_| ()).unwrap_err();
-        println!("{kind:?} on a broken file: {error}");
+        println!("{kind:?} on a broken template: {error}");
         assert!(error.to_string().contains("did not create my-coder-tuned-fixer:v2"), "{kind:?}: {error}");
         assert_eq!(peer.digest("my-coder-tuned-fixer:latest"), first.digest, "{kind:?}");
         assert_eq!(peer.digest("my-coder-tuned-fixer:v1"), first.digest, "{kind:?}");
         assert_eq!(peer.digest("my-coder-tuned-fixer:v2"), "", "{kind:?}");
+
+        // 0.17.4 would die of this file; it is never sent.
+        let broken = peer.folder.path().join("broken.gguf");
+        std::fs::write(&broken, b"GGUF\x03\x00\x00\x00 and then nothing that anybody could load").unwrap();
+        let bad = deployment("fixer", ModelSpec::merged(Blob::of(&broken).unwrap(), Parameters::default()));
+        let error = register(&peer.ollama, &bad, &mut |_| ()).unwrap_err();
+        println!("{kind:?} on a broken file: {error}");
+        assert!(error.to_string().contains("broken.gguf"), "{kind:?}: {error}");
+        assert_eq!(peer.digest("my-coder-tuned-fixer:latest"), first.digest, "{kind:?}");
 
         let again = register(&peer.ollama, &deployment("fixer", spec.clone()), &mut |_| ()).unwrap();
         assert_eq!(
@@ -213,7 +222,7 @@ fn smollm2_is_prompted_as_it_was_trained_by_a_system_text_or_a_learnt_template()
         let plain = trained[0].ids.len();
         let bare = peer.ollama.chat(
             "my-coder-tuned-plain",
-            retune::runtime::ollama::Probe { messages: &trained[0].messages, tools: None },
+            Probe { messages: &trained[0].messages, tools: None },
             &Options::greedy(1),
             0,
         );
@@ -226,7 +235,7 @@ fn smollm2_is_prompted_as_it_was_trained_by_a_system_text_or_a_learnt_template()
             "{kind:?}: {settlement:?}"
         );
         assert_eq!((settlement.spec.template.as_ref(), settlement.rendered), (None, true), "{kind:?}");
-        let request = retune::runtime::ollama::Probe { messages: &trained[0].messages, tools: None };
+        let request = Probe { messages: &trained[0].messages, tools: None };
         assert_eq!(peer.ollama.prompt_eval_count(&registered.name, request).unwrap(), plain, "{kind:?}");
         assert_eq!(
             peer.ollama.render_only(&registered.name, request).unwrap().as_deref(),
@@ -255,7 +264,7 @@ fn smollm2_is_prompted_as_it_was_trained_by_a_system_text_or_a_learnt_template()
         println!("{kind:?}: {:?}", settlement.remedy);
         assert!(settlement.spec.template.is_some() && settlement.is_exact(), "{kind:?}: {settlement:?}");
         for probe in &trained {
-            let request = retune::runtime::ollama::Probe { messages: &probe.messages, tools: None };
+            let request = Probe { messages: &probe.messages, tools: None };
             assert_eq!(
                 peer.ollama.render_only(&registered.name, request).unwrap().as_deref(),
                 Some(probe.text.as_str()),
@@ -325,12 +334,12 @@ fn an_adapter_is_served_by_the_one_and_refused_by_the_other_and_both_are_remembe
         let adapted = ModelSpec::adapted(From::Model(base.name.clone()), adapter.clone(), parameters);
         let tuned = register(&peer.ollama, &deployment("coder", adapted.clone()), &mut |_| ()).unwrap();
         let shown = peer.ollama.show(&tuned.name).unwrap().unwrap();
-        assert_eq!(shown.adapter_blobs(), [adapter.digest.clone()]);
+        assert_eq!(shown.adapter_blobs(), std::slice::from_ref(&adapter.digest));
         assert!(register(&peer.ollama, &deployment("coder", adapted.clone()), &mut |_| ()).unwrap().reused);
         let file = peer.folder.path().join("Modelfile.coder");
         adapted.write_modelfile(&file, "by-hand:v1").unwrap();
         peer.cli(&["create", "by-hand:v1", "-f", file.to_str().unwrap()]);
-        assert_eq!(peer.ollama.show("by-hand:v1").unwrap().unwrap().adapter_blobs(), [adapter.digest.clone()]);
+        assert_eq!(peer.ollama.show("by-hand:v1").unwrap().unwrap().adapter_blobs(), std::slice::from_ref(&adapter.digest));
         assert!(Store::new([peer.models()]).resolve(&tuned.name).unwrap().has_adapter());
 
         // The adapter is on: the tuned model is itself, and it is not the base.
@@ -401,5 +410,38 @@ fn a_kill_between_any_two_calls_leaves_nothing_that_points_at_nothing_and_the_ne
         println!("{kind:?}: killed {killed} times; the last run passed\n{points}");
         assert!(killed == 3, "{kind:?}: push, create and copy are points: {points}");
         assert_eq!(peer.digest("my-coder-tuned-coder:v3"), "", "{kind:?}: no version was made twice");
+    }
+}
+
+#[test]
+fn a_base_without_a_template_is_served_by_the_twin_of_the_built_in_one_token_for_token() {
+    let (Some(spec), Some(path)) = (stories(), data_file(STORIES)) else { return };
+    let gguf = Gguf::open(&path).unwrap();
+    let tokenizer = Tokenizer::from_gguf(&gguf).unwrap();
+    let talks: [&[(&str, &str)]; 3] = [
+        &[("user", "Tell me of Lily.")],
+        &[("system", "Be brief."), ("user", "Tell me of Tom and his ball.")],
+        &[("user", "Who is Lily?"), ("assistant", "A little girl."), ("user", "And Tom?")],
+    ];
+    for kind in BOTH {
+        let Some(peer) = Peer::start(kind) else { continue };
+        for name in BUILT_IN {
+            let template = Template::built_in(name).unwrap();
+            let renderer = Renderer { tokenizer: &tokenizer, template: &template, system: None };
+            let probes = talks.map(|talk| {
+                let messages: Vec<Message> = talk.iter().map(|(role, content)| Message::new(*role, *content)).collect();
+                let (text, ids) = renderer.prompt(&messages, None).unwrap();
+                PromptProbe { name: format!("{:?} under {name}", talk[0].1), messages, tools: None, text, ids }
+            });
+            let remedies = Remedies { templates: vec![template.ollama_twin(&tokenizer).unwrap()], ..Remedies::default() };
+            let (registered, settlement) =
+                deploy(&peer.ollama, &deployment(name, spec.clone()), &probes, &remedies, true, &mut |_| ()).unwrap();
+            println!("{kind:?} {name}: {:?}, {} and more tokens", settlement.remedy, probes[0].ids.len());
+            for probe in &probes {
+                let request = Probe { messages: &probe.messages, tools: None };
+                let served = peer.ollama.prompt_eval_count(&registered.name, request).unwrap();
+                assert_eq!(served, probe.ids.len(), "{kind:?}: {}", probe.name);
+            }
+        }
     }
 }

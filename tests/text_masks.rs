@@ -103,7 +103,12 @@ fn calls_of_tools_are_the_assistant_s_words() {
     // With reasoning that the template drops from earlier turns.
     let mut thought = turns.clone();
     thought[1]["content"] = json!("<think>\nwhich?\n</think>\n\n");
-    assert_eq!(trained(&tokenizer, &golden("qwen3"), thought)[..2], [first, second]);
+    assert_eq!(trained(&tokenizer, &golden("qwen3"), thought.clone())[..2], [first, second]);
+    // The conversation up to the second call shows the reasoning of the first, the whole one does not: the header that
+    // opens a turn has to be found in it.
+    thought[3]["content"] = json!("");
+    let bare = second.strip_prefix("Let me look.\n").unwrap();
+    assert_eq!(trained(&tokenizer, &golden("qwen3"), thought)[..2], [first, bare]);
     // A template that leaves calls out cannot train them.
     let template = golden("smollm2");
     assert!(refused(&tokenizer, &template, turns).contains("message 2 of 9 (a call of a tool)"));
@@ -168,6 +173,12 @@ fn templates_that_trim_or_drop_or_never_prompt_are_followed() {
          {% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}",
     );
     assert_eq!(trained(&tokenizer, &r1, turns.clone()), ["  <b>  <|im_end|>", " d <|im_end|>"]);
+    // Later answers have another header: that of the first one is not theirs.
+    let changes = jinja(
+        "{% for m in messages %}<|im_start|>{{ 'model' if loop.index0 > 2 else m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}\
+         {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+    );
+    assert_eq!(trained(&tokenizer, &changes, turns.clone()), ["  <b>  <|im_end|>", " <think>x</think> d <|im_end|>"]);
     // Special tokens that are no end of turn: the first behind the content is what ends it.
     let vision = jinja("{% for m in messages %}{{ m.role }}: {{ m.content }} <|vision_end|>\n{% endfor %}");
     assert_eq!(trained(&tokenizer, &vision, turns.clone())[0], "   <b>   <|vision_end|>");
@@ -230,6 +241,11 @@ fn llama_2_s_spaces_are_trained_as_the_model_must_write_them() {
     assert_eq!(spans(&rendered), [" one day </s>", " two </s>"]);
     // The template writes a BOS before each exchange, and no other is added.
     assert_eq!(rendered.tokens.ids.iter().filter(|&&id| id == 1).count(), 2);
+    // Nor is one added where the template writes none, though the tokenizer asks for it.
+    let bare = Template::jinja_for("bare", "{% for m in messages %}{{ m.content }}\n{% endfor %}", &tokenizer).unwrap();
+    let renderer_of_bare = Renderer { tokenizer: &tokenizer, template: &bare, system: None };
+    assert!(tokenizer.add_bos && !renderer_of_bare.render(&example(turns.clone())).unwrap().tokens.ids.contains(&1));
+    assert!(!renderer_of_bare.prompt(&[Message::new("user", "a")], None).unwrap().1.contains(&1));
     let json = common::data("llama-2").map(|d| Tokenizer::from_folder(&d.join("models/stories260K")).unwrap()).unwrap();
     let same = Renderer { tokenizer: &json, template: &template, system: None }.render(&example(turns)).unwrap();
     assert_eq!(same.tokens, rendered.tokens);
@@ -259,6 +275,16 @@ fn built_in_templates_add_bos_and_train_the_eos() {
         let same = ids.iter().zip(&rendered.tokens.ids).take_while(|(a, b)| a == b).count();
         assert!(same + 2 >= ids.len(), "{name}: {same} of {} ids", ids.len());
     }
+}
+
+#[test]
+fn an_added_bos_is_never_a_target() {
+    let Some(tokenizer) = stories("an_added_bos_is_never_a_target") else { return };
+    let template = Template::built_in("plain").unwrap();
+    let renderer = Renderer { tokenizer: &tokenizer, template: &template, system: None };
+    let tokens = renderer.render(&example(json!([say("assistant", "a")]))).unwrap().tokens;
+    assert_eq!((tokens.ids[0], tokens.ids.last()), (1, Some(&2)));
+    assert_eq!((tokens.trained[0], tokens.trained_tokens()), (false, tokens.ids.len() - 1));
 }
 
 #[test]

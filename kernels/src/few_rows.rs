@@ -7,7 +7,7 @@
 use crate::simd::{LANES, Vector, simd};
 
 /// Up to as many rows of x; from here on packing pays.
-pub(crate) const FEW: usize = 24;
+pub(crate) const FEW: usize = 32;
 
 /// Row-major rows with `stride` values from one to the next.
 #[derive(Clone, Copy)]
@@ -59,11 +59,16 @@ fn tiles<V: Vector, const R: usize, const C: usize>(w: Rows, rows: usize, x: Row
 fn tile<V: Vector, const R: usize, const C: usize>(w: [&[f32]; R], x: [&[f32]; C], n: usize, y: &mut [f32]) {
     let (w_chunks, w_tails) = (w.map(|w| w.as_chunks::<LANES>().0), w.map(|w| w.as_chunks::<LANES>().1));
     let (x_chunks, x_tails) = (x.map(|x| x.as_chunks::<LANES>().0), x.map(|x| x.as_chunks::<LANES>().1));
+    let mut sums = [[0.0f32; C]; R];
+    // Loops rather than `array::map`, whose closures are compiled without the vector instructions.
     // SAFETY: `simd!` names V only where the machine has its instructions.
-    let sums: [[f32; C]; R] = unsafe {
+    unsafe {
         let mut acc = [[V::zero(); C]; R];
         for at in 0..w_chunks[0].len() {
-            let x: [V; C] = std::array::from_fn(|c| V::load(&x_chunks[c][at]));
+            let mut x = [V::zero(); C];
+            for c in 0..C {
+                x[c] = V::load(&x_chunks[c][at]);
+            }
             for r in 0..R {
                 let w = V::load(&w_chunks[r][at]);
                 for c in 0..C {
@@ -71,8 +76,12 @@ fn tile<V: Vector, const R: usize, const C: usize>(w: [&[f32]; R], x: [&[f32]; C
                 }
             }
         }
-        acc.map(|acc| acc.map(|acc| acc.sum()))
-    };
+        for r in 0..R {
+            for c in 0..C {
+                sums[r][c] = acc[r][c].sum();
+            }
+        }
+    }
     for r in 0..R {
         for c in 0..C {
             let tail = w_tails[r].iter().zip(x_tails[c]).fold(0.0f32, |sum, (w, x)| w.mul_add(*x, sum));
@@ -115,7 +124,11 @@ fn columns<V: Vector, const N: usize>(p: &[f32], v: Rows, at: usize) -> [[f32; L
                 acc[i] = p.mul_add(V::load(&chunks[i]), acc[i]);
             }
         }
-        acc.map(|acc| acc.to_array())
+        let mut out = [[0.0; LANES]; N];
+        for i in 0..N {
+            out[i] = acc[i].to_array();
+        }
+        out
     }
 }
 

@@ -165,10 +165,10 @@ impl Weight {
         if rows == 0 {
             return gemm(dx, cols, 1.0, Mat::new(dy, n, 0), Mat::new(&[], 0, cols), beta);
         }
-        self.panels(0..rows, |panel, values| {
+        self.panels(0..rows, |panel, w| {
             let beta = if panel.start == 0 { beta } else { 1.0 };
             let dy = Mat::columns(&dy[panel.start.min(dy.len())..], n, panel.len(), rows);
-            gemm(dx, cols, 1.0, dy, Mat::new(values, panel.len(), cols), beta);
+            gemm(dx, cols, 1.0, dy, w, beta);
         });
     }
 
@@ -187,7 +187,7 @@ impl Weight {
     /// All values as f32 `[rows, cols]`.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
-        self.dequantize_rows(0..self.rows, &mut out);
+        self.dequantize_rows(0..self.rows, self.cols, &mut out);
         out
     }
 
@@ -203,9 +203,8 @@ impl Weight {
             return self.mul_few(rows, x, n, y, beta);
         }
         let start = rows.start;
-        self.panels(rows, |panel, values| {
+        self.panels(rows, |panel, w| {
             let y = &mut y[panel.start - start..];
-            let w = Mat::new(values, panel.len(), cols);
             gemm(y, count, 1.0, Mat::new(x, n, cols), w.t(), beta);
         });
     }
@@ -258,42 +257,49 @@ impl Weight {
         &self.data[rows.start * row_bytes..rows.end * row_bytes]
     }
 
-    /// Calls `f` with one panel of rows after another, as f32; f32 itself is one panel, without a copy.
-    fn panels(&self, rows: Range<usize>, mut f: impl FnMut(Range<usize>, &[f32])) {
+    /// Calls `f` with one panel of rows after another, as f32 `[rows, cols]`; f32 itself is one panel, without a copy.
+    fn panels(&self, rows: Range<usize>, mut f: impl FnMut(Range<usize>, Mat)) {
+        let cols = self.cols;
         if let Some(values) = self.floats() {
-            let panel = &values[rows.start * self.cols..rows.end * self.cols];
+            let panel = Mat::new(&values[rows.start * cols..rows.end * cols], rows.len(), cols);
             return f(rows, panel);
         }
-        let height = (PANEL_VALUES / self.cols.max(1)).max(PANEL_ROWS_MIN).min(rows.len());
+        // Rows that start at the same place of a page share the few sets of the first cache that they fall into:
+        // packing such a panel takes twice as long.
+        let stride = if cols.is_multiple_of(256) { cols + 16 } else { cols };
+        let height = (PANEL_VALUES / stride.max(1)).max(PANEL_ROWS_MIN).min(rows.len());
         // Panels of equal height rather than a small last one; whole tiles of the product.
         let count = rows.len().div_ceil(height.max(1)).max(1);
         let height = rows.len().div_ceil(count).next_multiple_of(32).min(rows.len());
-        scratch::with(height * self.cols, |values| {
+        scratch::with(height * stride, |values| {
             let mut start = rows.start;
             while start < rows.end {
                 let panel = start..(start + height).min(rows.end);
-                let values = &mut values[..panel.len() * self.cols];
-                self.dequantize_rows(panel.clone(), values);
+                let values = &mut values[..panel.len() * stride];
+                self.dequantize_rows(panel.clone(), stride, values);
                 start = panel.end;
-                f(panel, values);
+                f(panel.clone(), Mat::columns(values, panel.len(), cols, stride));
             }
         });
     }
 
-    fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+    /// out: `[rows, stride]`, of which `cols` columns are written.
+    fn dequantize_rows(&self, rows: Range<usize>, stride: usize, out: &mut [f32]) {
         if out.is_empty() {
             return;
         }
-        let data = self.row_data(rows);
-        let piece_rows = PIECE_VALUES.div_ceil(self.cols);
-        let piece = piece_rows * self.cols;
-        if out.len() <= 2 * piece {
-            return dequantize(self.dtype, data, out);
-        }
         let row_bytes = self.data.len() / self.rows;
-        out.par_chunks_mut(piece)
-            .zip(data.par_chunks(piece_rows * row_bytes))
-            .for_each(|(out, data)| dequantize(self.dtype, data, out));
+        let data = self.row_data(rows);
+        let piece_rows = PIECE_VALUES.div_ceil(stride);
+        let work = |(out, data): (&mut [f32], &[u8])| {
+            for (out, data) in out.chunks_exact_mut(stride).zip(data.chunks_exact(row_bytes)) {
+                dequantize(self.dtype, data, &mut out[..self.cols]);
+            }
+        };
+        if out.len() <= 2 * piece_rows * stride {
+            return work((out, data));
+        }
+        out.par_chunks_mut(piece_rows * stride).zip(data.par_chunks(piece_rows * row_bytes)).for_each(work);
     }
 }
 

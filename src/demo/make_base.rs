@@ -43,7 +43,7 @@ pub struct Recipe {
 
 impl Default for Recipe {
     fn default() -> Self {
-        Self { rows: 120_000, steps: 2500, batch_size: 48, learning_rate: 1.5e-3, rank: 64, seed: 1 }
+        Self { rows: 40_000, steps: 700, batch_size: 48, learning_rate: 1.5e-3, rank: 64, seed: 1 }
     }
 }
 

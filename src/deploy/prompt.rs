@@ -126,7 +126,7 @@ pub fn settle(
         return Ok(best);
     }
     let (candidates, mut notes) = candidates(ollama, scratch, spec, probes, remedies, rendered)?;
-    for (remedy, candidate) in candidates {
+    for Candidate { remedy, spec: candidate } in candidates {
         match attempt(&candidate) {
             Ok((differences, rendered, digest)) if differences.is_empty() => {
                 return Ok(Settlement { spec: candidate, remedy: Some(remedy), rendered, differences, notes, digest });
@@ -182,7 +182,13 @@ impl PromptProbe {
     }
 }
 
-/// What to try, in order, each with its name; and why something is not tried.
+/// A spec to try, and what it changes, for people.
+struct Candidate {
+    remedy: String,
+    spec: ModelSpec,
+}
+
+/// What to try, in order; and why something is not tried.
 fn candidates(
     ollama: &Ollama,
     scratch: &str,
@@ -190,19 +196,25 @@ fn candidates(
     probes: &[PromptProbe],
     remedies: &Remedies,
     rendered: bool,
-) -> Result<(Vec<(String, ModelSpec)>, Vec<String>)> {
+) -> Result<(Vec<Candidate>, Vec<String>)> {
     let mut notes = Vec::new();
     let system = match probes.iter().find(|probe| !probe.has_system()).filter(|_| rendered) {
         Some(probe) => find_system(ollama, scratch, probe)?.or_else(|| remedies.default_system.clone()),
         None => remedies.default_system.clone(),
     };
-    let mut all = Vec::new();
+    let mut all: Vec<Candidate> = Vec::new();
+    // `spec` itself was tried before, and two ways can lead to one candidate.
+    let mut try_spec = |remedy: String, candidate: ModelSpec| {
+        if candidate != *spec && all.iter().all(|other| other.spec != candidate) {
+            all.push(Candidate { remedy, spec: candidate });
+        }
+    };
     if let Some(system) = system.as_ref().filter(|system| spec.system.as_ref() != Some(*system)) {
-        all.push((format!("SYSTEM {system:?}"), ModelSpec { system: Some(system.clone()), ..spec.clone() }));
+        try_spec(format!("SYSTEM {system:?}"), ModelSpec { system: Some(system.clone()), ..spec.clone() });
     }
     // A text that the base's Modelfile brought and training did not render.
     if spec.system.is_some() && matches!(spec.from, From::File(_)) {
-        all.push(("no SYSTEM".to_owned(), ModelSpec { system: None, ..spec.clone() }));
+        try_spec("no SYSTEM".to_owned(), ModelSpec { system: None, ..spec.clone() });
     }
     let mut templates: Vec<(&str, String)> =
         remedies.templates.iter().map(|template| ("the twin of the trained template", template.clone())).collect();
@@ -215,14 +227,11 @@ fn candidates(
     }
     for (what, template) in templates {
         let with = |system: Option<String>| ModelSpec { template: Some(template.clone()), system, ..spec.clone() };
-        all.push((format!("TEMPLATE, {what}"), with(None)));
+        try_spec(format!("TEMPLATE, {what}"), with(None));
         if let Some(system) = &system {
-            all.push((format!("TEMPLATE, {what}, and SYSTEM {system:?}"), with(Some(system.clone()))));
+            try_spec(format!("TEMPLATE, {what}, and SYSTEM {system:?}"), with(Some(system.clone())));
         }
     }
-    // What the spec says itself was tried first; `with(None)` may say it again.
-    all.retain(|(_, candidate)| candidate != spec);
-    all.dedup_by(|a, b| a.1 == b.1);
     Ok((all, notes))
 }
 
@@ -303,5 +312,66 @@ mod tests {
         assert_eq!(difference.to_string(), r#"the prompt of row 3 differs from byte 12 on: served "user", trained "system\nBe""#);
         let difference = Difference { probe: "row 3".to_owned(), what: Mismatch::Count { served: 39, trained: 38 } };
         assert!(difference.to_string().contains("39 tokens where it is served, 38 where it was trained (a second BOS?"));
+    }
+
+    use crate::runtime::ollama::scripted::{Say, Scripted, Seen};
+    use serde_json::json;
+
+    /// An Ollama that cannot render only, and counts `plain` tokens, with a system text `with_system`.
+    fn counting(plain: usize, with_system: usize) -> Scripted {
+        let mut created = json!(null);
+        Scripted::start(move |seen: &Seen| match seen.line.as_str() {
+            "POST /api/create" => {
+                created = seen.json();
+                Say::Lines(vec![json!({"status": "success"})])
+            }
+            "POST /api/show" => {
+                let blob = created["files"]["model.gguf"].as_str().unwrap().replace(':', "-");
+                let parameters: Vec<String> =
+                    created["parameters"].as_object().unwrap().iter().map(|(name, value)| format!("{name}  {value}")).collect();
+                let system = created["system"].as_str().unwrap_or_default();
+                Say::Json(
+                    200,
+                    json!({"modelfile": format!("FROM /m/{blob}"), "system": system, "parameters": parameters.join("\n")}),
+                )
+            }
+            "GET /api/tags" => Say::Json(200, json!({"models": [{"name": "m:trial", "digest": "d"}]})),
+            "POST /api/chat" => {
+                let count = if created["system"].is_string() { with_system } else { plain };
+                Say::Lines(vec![json!({"message": {"content": "x"}, "done": true, "prompt_eval_count": count})])
+            }
+            _ => Say::Text(200, ""),
+        })
+    }
+
+    fn settled(server: &Scripted, default_system: Option<&str>) -> Settlement {
+        let blob =
+            crate::runtime::ollama::Blob { path: "/m".into(), digest: format!("sha256:{}", "a".repeat(64)), size_bytes: 1 };
+        let spec = ModelSpec::merged(blob, super::super::Parameters::default());
+        let probe = PromptProbe {
+            name: "row 1".to_owned(),
+            messages: vec![Message::new("user", "Hi")],
+            tools: None,
+            text: "trained".to_owned(),
+            ids: vec![0; 38],
+        };
+        let remedies = Remedies { default_system: default_system.map(str::to_owned), ..Remedies::default() };
+        settle(&server.ollama, "m:trial", &spec, &[probe], &remedies, &mut |_| ()).unwrap()
+    }
+
+    #[test]
+    fn where_ollama_cannot_render_the_numbers_of_tokens_decide() {
+        let settlement = settled(&counting(38, 60), None);
+        assert!(settlement.is_exact() && !settlement.rendered && settlement.remedy.is_none());
+
+        let settlement = settled(&counting(17, 38), Some("Be good."));
+        assert_eq!(settlement.spec.system.as_deref(), Some("Be good."));
+        assert!(settlement.is_exact() && settlement.remedy.is_some());
+
+        let settlement = settled(&counting(17, 39), Some("Be good."));
+        assert_eq!(settlement.spec.system, None, "a remedy that does not help is not kept");
+        let error = settlement.require_exact().unwrap_err().to_string();
+        assert!(error.contains("the prompt of row 1 has 17 tokens where it is served, 38 where it was trained"), "{error}");
+        assert!(error.contains("SYSTEM \"Be good.\": the prompt of row 1 has 39 tokens"), "{error}");
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use super::modelfile::{From, ModelSpec};
 use crate::error::{Error, Result};
+use crate::formats::gguf::Gguf;
 use crate::runtime::ollama::{ModelName, Ollama, ParameterValue, Shown, Tag};
 
 /// What to register, and as what.
@@ -160,6 +161,10 @@ pub fn move_alias(ollama: &Ollama, alias: &str, version: &str) -> Result<()> {
 /// Sends the files and creates a model under a name that may be overwritten or is free. `Ok`: Ollama said success.
 pub(super) fn create(ollama: &Ollama, spec: &ModelSpec, name: &str, on_progress: &mut dyn FnMut(Progress)) -> Result<()> {
     for blob in spec.blobs() {
+        if !ollama.has_blob(&blob.digest)? {
+            // Ollama 0.17.4 dies, with all that it serves, of a file that only begins like a GGUF.
+            Gguf::open(&blob.path)?;
+        }
         ollama.push_blob(&blob.path, &blob.digest, &mut |sent_bytes| {
             on_progress(Progress::Sending { path: &blob.path, sent_bytes, total_bytes: blob.size_bytes });
         })?;

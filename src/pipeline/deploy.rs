@@ -67,7 +67,7 @@ pub enum Outcome {
 const TOLERANCE: f64 = 0.3;
 /// Prompts that are compared, and tokens of each answer.
 const PROBES: usize = 3;
-const ANSWER_TOKENS: usize = 48;
+const ANSWER_TOKENS: usize = 24;
 const TOP: usize = 5;
 
 /// What the run that made an adapter remembers: base, template, system text.
@@ -133,8 +133,9 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
     {
         parameters.inherit(&params);
     }
+    let system = request.system.clone().or(default_system(&renderer)?);
     let spec_of = |from: From, blob: Option<Blob>| ModelSpec {
-        system: request.system.clone(),
+        system: system.clone(),
         ..match blob {
             Some(blob) => ModelSpec::adapted(from, blob, parameters.clone()),
             None => match from {
@@ -238,6 +239,18 @@ fn fine_enough(base: &Base) -> MergeType {
     }
 }
 
+/// The system text that the template puts in by itself where a conversation has none: it is said in the Modelfile, because
+/// Ollama drops it otherwise (for SmolLM2, and for any model whose Go template knows no default).
+fn default_system(renderer: &Renderer) -> Result<Option<String>> {
+    const SENTINEL: &str = "retune-system-text";
+    let user = Message::new("user", "Hi");
+    let without = renderer.prompt(std::slice::from_ref(&user), None)?.0;
+    // A template that refuses a system turn has no default either.
+    let Ok((with, _)) = renderer.prompt(&[Message::new("system", SENTINEL), user], None) else { return Ok(None) };
+    let text = with.split_once(SENTINEL).and_then(|(before, after)| without.strip_prefix(before)?.strip_suffix(after));
+    Ok(text.filter(|t| !t.is_empty()).map(str::to_owned))
+}
+
 /// Prompts as training rendered them: of the first rows, or of a plain request.
 fn probes(renderer: &Renderer, data: Option<&Path>, base: &Base) -> Result<Vec<PromptProbe>> {
     let plain = || vec![Example { messages: vec![Message::new("user", "Hello, what can you do?")], tools: None, row: 1 }];
@@ -285,7 +298,7 @@ fn own_answers(base: &Base, adapter: &Adapter, probes: &[PromptProbe]) -> Result
         });
         // The served model puts its BOS in front by itself.
         let bos = tokenizer.bos_text();
-        let starts_with_bos = probe.ids.first().is_some_and(|&id| Some(id) == tokenizer.bos) && !bos.is_empty();
+        let starts_with_bos = tokenizer.add_bos && probe.ids.first().is_some_and(|&id| Some(id) == tokenizer.bos) && !bos.is_empty();
         let prompt = if starts_with_bos { probe.text.strip_prefix(&bos).unwrap_or(&probe.text) } else { &probe.text };
         own.push(OwnAnswer { name: probe.name.clone(), prompt: prompt.to_owned(), prompt_tokens: probe.ids.len(), tokens: tokens.collect(), ended: answer.ended });
     }

@@ -262,3 +262,51 @@ fn kind(value: &Value) -> &'static str {
         Value::Object(_) => "an object",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with the given files, and GPT-2's two where `old` says so.
+    fn folder(files: &[(&str, &str)], old: bool) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let old =
+            [("vocab.json", r#"{"a": 0, "b": 1, "ab": 2}"#), ("merges.txt", "#version: 0.2\na b\n")].into_iter().filter(|_| old);
+        for (name, text) in old.chain(files.iter().copied()) {
+            std::fs::write(folder.path().join(name), text).unwrap();
+        }
+        folder
+    }
+
+    #[test]
+    fn vocab_and_merges_make_the_tokenizer_that_the_class_names() {
+        let config = r#"{"tokenizer_class": "Qwen2Tokenizer", "add_bos_token": false, "eos_token": {"content": "<|im_end|>"},
+            "pad_token": "<|endoftext|>", "added_tokens_decoder": {"4": {"content": "<|im_end|>", "special": true}, "3": {"content": "<|endoftext|>", "special": true}}}"#;
+        let generation = r#"{"eos_token_id": [4, 3]}"#;
+        let files = [("tokenizer_config.json", config), ("generation_config.json", generation)];
+        let tokenizer = read(folder(&files, true).path()).unwrap();
+        assert_eq!((tokenizer.bos, tokenizer.eos, tokenizer.add_bos), (None, Some(4), false));
+        assert_eq!(tokenizer.end_ids(), [4, 3]);
+        assert_eq!(tokenizer.encode("abb<|im_end|>", true).unwrap(), [2, 1, 4]);
+        assert_eq!(tokenizer.named_tokens(), [("pad_token".to_owned(), "<|endoftext|>".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_folder_is_told() {
+        let refused =
+            |files: &[(&str, &str)], old: bool| read(folder(files, old).path()).err().map(|e| e.to_string()).unwrap_or_default();
+        assert!(refused(&[], false).contains("neither tokenizer.json nor vocab.json with merges.txt"));
+        assert!(refused(&[], true).contains("only Qwen2Tokenizer and GPT2Tokenizer are known (tokenizer_class is \"\")"));
+        assert!(refused(&[("tokenizer.json", "{}")], false).contains("cannot be read as a tokenizer"));
+        assert!(refused(&[("tokenizer_config.json", "{")], true).contains("is no valid JSON"));
+        assert!(refused(&[("tokenizer_config.json", "[]")], true).contains("holds a list, expected a JSON object"));
+        let class = r#""tokenizer_class": "GPT2Tokenizer""#;
+        let wrong_id = format!(r#"{{{class}, "added_tokens_decoder": {{"9": {{"content": "<x>", "special": true}}}}}}"#);
+        assert!(
+            refused(&[("tokenizer_config.json", &wrong_id)], true)
+                .contains("\"<x>\" has the id 9 in the files, but the vocabulary gives it 3")
+        );
+        let config = format!("{{{class}}}");
+        assert!(refused(&[("tokenizer_config.json", &config), ("merges.txt", "a b\nab\n")], true).contains("line 2: \"ab\""));
+    }
+}

@@ -276,3 +276,58 @@ fn kind(number: u8) -> Kind {
         _ => Kind::Normal,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A byte-level vocabulary: `a b ab <|im_end|>`, the last a control token.
+    fn vocabulary() -> GgufVocab {
+        GgufVocab {
+            path: "m.gguf".into(),
+            model: "gpt2".into(),
+            pre: Some("qwen2".into()),
+            tokens: ["a", "b", "ab", "<|im_end|>"].map(|t| t.as_bytes().to_vec()).to_vec(),
+            types: vec![1, 1, 1, 3],
+            merges: vec![b"a b".to_vec()],
+            eos: Some(0),
+            ..GgufVocab::default()
+        }
+    }
+
+    #[test]
+    fn a_small_vocabulary_merges_and_knows_its_ends() {
+        let tokenizer = vocabulary().into_tokenizer().unwrap();
+        assert_eq!(tokenizer.encode("abb<|im_end|>a", true).unwrap(), [2, 1, 3, 0]);
+        assert_eq!(tokenizer.end_ids(), [0, 3]);
+        assert!(tokenizer.is_special(3) && !tokenizer.is_special(2));
+        assert_eq!(tokenizer.decode(&[2, 3], false).unwrap(), "ab<|im_end|>");
+        assert_eq!(tokenizer.decode(&[2, 3], true).unwrap(), "ab");
+        assert!(tokenizer.decode(&[9], true).unwrap_err().to_string().contains("id 9 is not in the vocabulary of 4 tokens"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_vocabulary_is_told() {
+        let refused = |change: &dyn Fn(&mut GgufVocab)| {
+            let mut vocab = vocabulary();
+            change(&mut vocab);
+            vocab.into_tokenizer().err().map(|e| e.to_string()).unwrap_or_default()
+        };
+        assert!(
+            refused(&|v| v.pre = Some("nonesuch".into()))
+                .contains("\"nonesuch\" (tokenizer.ggml.pre) is not known; known are default, gpt-2")
+        );
+        assert!(refused(&|v| v.model = "bert".into()).contains("tokenizer.ggml.model is \"bert\""));
+        assert!(refused(&|v| v.tokens.clear()).contains("m.gguf: the vocabulary is empty"));
+        assert!(refused(&|v| v.types = vec![1]).contains("token_type has 1 entries for 4 tokens"));
+        assert!(refused(&|v| v.tokens[1] = b"a".to_vec()).contains("\"a\" stands twice, as id 0 and as id 1"));
+        assert!(refused(&|v| v.merges = vec![b"ab".to_vec()]).contains("merge 0 is \"ab\""));
+        assert!(refused(&|v| v.merges = vec![b"a x".to_vec()]).contains("do not fit"));
+        assert!(refused(&|v| v.tokens[0] = vec![0xff]).contains("token 0 of a byte-level vocabulary is no UTF-8"));
+        assert!(refused(&|v| v.add_bos = Some(true)).contains("no tokenizer.ggml.bos_token_id"));
+        // An id outside the vocabulary names no token, as in llama.cpp.
+        let mut vocab = vocabulary();
+        vocab.bos = Some(99);
+        assert_eq!(vocab.into_tokenizer().unwrap().bos, None);
+    }
+}

@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Counts how many tool calls a model gets right. Needs nothing but Python 3.
+
+usage: tool_calls.py score ROWS ANSWERS          answers of `retune generate --data ROWS --json`
+       tool_calls.py ask ROWS MODEL OUT [--like ANSWERS] [--host URL]
+                                                 answers of a model that Ollama serves, kept in OUT
+       tool_calls.py show ROWS N NAME=ANSWERS... the first N requests with the answers of several files
+
+ROWS holds messages, the last of them the right answer. An answer counts as JSON where it parses to an
+object, as the right tool where its "tool" is, as all exact where the whole object is. --like compares
+each served answer with ours, made with --alternatives 5: they must be the same text, or part where two
+tokens are within 0.1 in log-probability, since each side sums in another order. Exit 1 where one does not.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+import urllib.error
+import urllib.request
+
+TIE_LOGPROB = 0.1
+MAX_TOKENS = 128
+
+
+def read_lines(path):
+    with open(path, encoding="utf-8") as file:
+        return [json.loads(line) for line in file if line.strip()]
+
+
+def read_rows(path):
+    """The messages before the last answer, and that answer, of each row."""
+    rows = [row["messages"] for row in read_lines(path)]
+    return [(messages[:-1], json.loads(messages[-1]["content"])) for messages in rows]
+
+
+def parsed(text):
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def score(rows, answers):
+    if len(rows) != len(answers):
+        sys.exit(f"{len(answers)} answers for {len(rows)} rows: make them again from the same file")
+    calls = [(parsed(answer["text"]), right) for answer, (_, right) in zip(answers, rows)]
+    count = {
+        "valid JSON": sum(call is not None for call, _ in calls),
+        "right tool": sum(call is not None and call.get("tool") == right["tool"] for call, right in calls),
+        "all exact": sum(call == right for call, right in calls),
+    }
+    return ", ".join(f"{name} {n} of {len(rows)} ({100 * n / len(rows):.1f}%)" for name, n in count.items())
+
+
+def ask(host, model, messages):
+    body = {"model": model, "messages": messages, "stream": False, "options": {"temperature": 0, "num_predict": MAX_TOKENS}}
+    request = urllib.request.Request(f"{host}/api/chat", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=600) as reply:
+            answer = json.load(reply)
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{host} refuses a request to {model}: {error} {error.read().decode(errors='replace')}")
+    except OSError as error:
+        sys.exit(f"{host} does not answer: {error}; is Ollama running there?")
+    return {"text": answer["message"]["content"], "prompt_tokens": answer["prompt_eval_count"], "tokens": answer["eval_count"]}
+
+
+def gap(ours, served):
+    """How much more probable, in ours, the token was where the texts part than the served one; None: the
+    served one was not among our alternatives. Call it only where the texts differ."""
+    at = 0
+    for i, step in enumerate(ours["alternatives"]):
+        piece, ends = step[0]["text"], ours["ended"] and i + 1 == len(ours["ids"])
+        if not ends and served.startswith(piece, at):
+            at += len(piece)
+            continue
+        rest = served[at:]
+        fits = [other for other in step[1:] if (rest.startswith(other["text"]) if rest else other["text"].startswith("<|"))]
+        best = max(fits, key=lambda other: len(other["text"]), default=None)
+        return None if best is None else step[0]["logprob"] - best["logprob"]
+    return None
+
+
+def compare(ours, served):
+    """Prints what differs; gives whether all is the same but for ties."""
+    same = ties = 0
+    bad = []
+    for number, (mine, theirs) in enumerate(zip(ours, served), 1):
+        if mine["prompt_tokens"] != theirs["prompt_tokens"]:
+            bad.append(f"row {number}: the prompt has {theirs['prompt_tokens']} tokens, {mine['prompt_tokens']} were trained")
+        elif mine["text"] == theirs["text"]:
+            same += 1
+        else:
+            by = gap(mine, theirs["text"])
+            if by is not None and by <= TIE_LOGPROB:
+                ties += 1
+            else:
+                far = "by an unlikely token" if by is None else f"{by:.2f} in log-probability apart"
+                bad.append(f"row {number}: {far}\n  ours   {mine['text']}\n  served {theirs['text']}")
+    print(f"the same answers as ours: {same} of {len(ours)}; parted at a tie: {ties}; other: {len(bad)}")
+    print("".join(line + "\n" for line in bad), end="")
+    return not bad
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("score")
+    verb.add_argument("rows")
+    verb.add_argument("answers")
+    verb = verbs.add_parser("ask")
+    verb.add_argument("rows")
+    verb.add_argument("model")
+    verb.add_argument("out")
+    verb.add_argument("--like", metavar="ANSWERS")
+    verb.add_argument("--host", default=os.environ.get("OLLAMA_HOST") or "127.0.0.1:11434")
+    verb = verbs.add_parser("show")
+    verb.add_argument("rows")
+    verb.add_argument("count", type=int)
+    verb.add_argument("answers", nargs="+", metavar="NAME=ANSWERS")
+    arguments = parser.parse_args()
+    rows = read_rows(arguments.rows)
+    if arguments.verb == "score":
+        print(score(rows, read_lines(arguments.answers)))
+    elif arguments.verb == "show":
+        files = [(name, read_lines(path)) for name, path in (pair.split("=", 1) for pair in arguments.answers)]
+        width = max(len(name) for name, _ in [*files, ("asked", None)])
+        for i, (messages, _) in enumerate(rows[: arguments.count]):
+            print(f"{'asked':{width}}  {messages[-1]['content']}")
+            for name, answers in files:
+                text = " ".join(answers[i]["text"].split())
+                print(f"{name:{width}}  {text if len(text) <= 160 else text[:160] + ' ...'}")
+            print()
+    else:
+        host = arguments.host if "://" in arguments.host else f"http://{arguments.host}"
+        start, answers = time.monotonic(), []
+        with open(arguments.out, "w", encoding="utf-8") as out:
+            for messages, _ in rows:
+                answers.append(ask(host, arguments.model, messages))
+                out.write(json.dumps(answers[-1], ensure_ascii=False) + "\n")
+        print(f"{len(rows)} requests to {arguments.model} in {time.monotonic() - start:.0f} s: {score(rows, answers)}")
+        if arguments.like and not compare(read_lines(arguments.like), answers):
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
