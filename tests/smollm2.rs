@@ -73,7 +73,16 @@ fn smollm2_rows_have_the_ids_and_masks_of_transformers() {
 fn smollm2_says_greedily_what_transformers_says() {
     let Some(base) = common::smollm2("smollm2_says_greedily_what_transformers_says") else { return };
     let golden = &expected()["generation"];
-    let answer = retune_json(&["generate", "--base", base.to_str().unwrap(), "--prompt", "What is the capital of France?", "--max-tokens", "24", "--json"]);
+    let answer = retune_json(&[
+        "generate",
+        "--base",
+        base.to_str().unwrap(),
+        "--prompt",
+        "What is the capital of France?",
+        "--max-tokens",
+        "24",
+        "--json",
+    ]);
     assert_eq!((&answer["ids"], &answer["text"]), (&golden["greedy_ids"], &golden["greedy_text"]));
     assert_eq!(answer["prompt_tokens"].as_u64(), Some(golden["ids"].as_array().unwrap().len() as u64));
     assert_eq!(answer["ended"], true);
@@ -86,11 +95,31 @@ fn answers_to_a_file_are_those_to_its_prompts_one_by_one() {
     let scratch = tempfile::tempdir().unwrap();
     let file = first_rows(&data, "tool_calls_heldout.jsonl", 3, scratch.path());
     let (base, rows) = (base.to_str().unwrap(), fs::read_to_string(&file).unwrap());
-    let out = retune_ok(&["generate", "--base", base, "--data", file.to_str().unwrap(), "--max-tokens", "8", "--json", "--alternatives", "2"]);
+    let out = retune_ok(&[
+        "generate",
+        "--base",
+        base,
+        "--data",
+        file.to_str().unwrap(),
+        "--max-tokens",
+        "8",
+        "--json",
+        "--alternatives",
+        "2",
+    ]);
     assert_eq!(out.lines().count(), 3);
     for (i, (line, row)) in out.lines().zip(rows.lines()).enumerate() {
         let (together, row): (Value, Value) = (serde_json::from_str(line).unwrap(), serde_json::from_str(row).unwrap());
-        let alone = retune_json(&["generate", "--base", base, "--prompt", row["messages"][0]["content"].as_str().unwrap(), "--max-tokens", "8", "--json"]);
+        let alone = retune_json(&[
+            "generate",
+            "--base",
+            base,
+            "--prompt",
+            row["messages"][0]["content"].as_str().unwrap(),
+            "--max-tokens",
+            "8",
+            "--json",
+        ]);
         assert_eq!(together["row"], i + 1);
         for part in ["text", "ids", "prompt_tokens"] {
             assert_eq!(together[part], alone[part], "{part} of row {}", i + 1);
@@ -107,7 +136,12 @@ fn answers_to_a_file_are_those_to_its_prompts_one_by_one() {
 fn start_adapter(folder: &Path, base: &Base, expected: &Value) -> Adapter {
     let digest = Sha256::digest(fs::read(folder.join("adapter_model.safetensors")).unwrap());
     let found: String = digest.iter().map(|b| format!("{b:02x}")).collect();
-    assert_eq!(found, expected["start_adapter_sha256"].as_str().unwrap(), "{} is not the adapter of expected.json: run scripts/parity/smollm2_tools.py again", folder.display());
+    assert_eq!(
+        found,
+        expected["start_adapter_sha256"].as_str().unwrap(),
+        "{} is not the adapter of expected.json: run scripts/parity/smollm2_tools.py again",
+        folder.display()
+    );
     adapter_files::load(folder, &base.decoder.config).unwrap()
 }
 
@@ -127,7 +161,11 @@ fn recipe(expected: &Value) -> TrainSettings {
 }
 
 fn check_held_out(found: &[RowLoss], expected: &Value, when: &str) {
-    assert_eq!(found.iter().map(|r| r.trained_tokens as u64).sum::<u64>(), expected["trained_tokens"].as_u64().unwrap(), "{when}");
+    assert_eq!(
+        found.iter().map(|r| r.trained_tokens as u64).sum::<u64>(),
+        expected["trained_tokens"].as_u64().unwrap(),
+        "{when}"
+    );
     for (i, sum) in numbers(&expected["first_loss_sums"]).into_iter().enumerate() {
         assert_near(found[i].loss_sum, sum, &format!("held-out row {} {when}", i + 1));
     }
@@ -137,14 +175,20 @@ fn check_held_out(found: &[RowLoss], expected: &Value, when: &str) {
 #[test]
 fn smollm2_learns_tool_calls_as_with_peft_for_twenty_steps() {
     const TEST: &str = "smollm2_learns_tool_calls_as_with_peft_for_twenty_steps";
-    let (Some(gguf), Some(start), Some(data)) = (common::smollm2(TEST), common::peer(TEST, "smollm2/start-adapter"), common::data(TEST)) else { return };
+    let (Some(gguf), Some(start), Some(data)) =
+        (common::smollm2(TEST), common::peer(TEST, "smollm2/start-adapter"), common::data(TEST))
+    else {
+        return;
+    };
     let (expected, scratch) = (expected(), tempfile::tempdir().unwrap());
     let base = Base::open(gguf.to_str().unwrap()).unwrap();
     let template = base.template(None).unwrap();
     let settings = recipe(&expected);
     let total_steps = expected["recipe"]["total_steps"].as_u64().unwrap();
     let (steps, rows_per_step) = (20, settings.batch_size);
-    let read = |name: &str, count: usize| load_dataset(&base, &template, &first_rows(&data, name, count, scratch.path()), &Reading::default()).unwrap().rows;
+    let read = |name: &str, count: usize| {
+        load_dataset(&base, &template, &first_rows(&data, name, count, scratch.path()), &Reading::default()).unwrap().rows
+    };
     let train = read("tool_calls_train.jsonl", steps * rows_per_step);
     let held_out = read("tool_calls_heldout.jsonl", expected["held_out_before"]["rows"].as_u64().unwrap() as usize);
 
@@ -160,7 +204,12 @@ fn smollm2_learns_tool_calls_as_with_peft_for_twenty_steps() {
         tokens += result.tokens;
         let peft = |name: &str| number(&expected["steps"][name][i]);
         assert_eq!(result.trained_tokens as f64, peft("trained_tokens"), "step {}", i + 1);
-        assert!((result.learning_rate - peft("learning_rates")).abs() <= 1e-12, "learning rate of step {}: {}", i + 1, result.learning_rate);
+        assert!(
+            (result.learning_rate - peft("learning_rates")).abs() <= 1e-12,
+            "learning rate of step {}: {}",
+            i + 1,
+            result.learning_rate
+        );
         assert_near(result.loss, peft("losses"), &format!("loss of step {}", i + 1));
         assert_near(result.grad_norm, peft("grad_norms"), &format!("norm of the gradient of step {}", i + 1));
         worst = worst.max((result.loss / peft("losses") - 1.0).abs());
@@ -169,7 +218,10 @@ fn smollm2_learns_tool_calls_as_with_peft_for_twenty_steps() {
     let measured = &expected["measured"];
     eprintln!(
         "SmolLM2, 20 steps: losses at most {worst:.1e} from PEFT's; {:.0} tokens/s on this machine, PEFT {} on {} with {} threads",
-        tokens as f64 / seconds, measured["tokens_per_second"], measured["cpu"], measured["threads"]
+        tokens as f64 / seconds,
+        measured["tokens_per_second"],
+        measured["cpu"],
+        measured["threads"]
     );
     check_held_out(&row_losses(&base.decoder, &held_out, Some(&state.adapter)), &expected["held_out_after_20"], "after 20 steps");
 }

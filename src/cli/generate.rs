@@ -63,7 +63,10 @@ struct Question {
 
 pub fn run(args: &Args) -> Result<()> {
     if !(args.temperature.is_finite() && args.temperature >= 0.0) || !(args.top_p > 0.0 && args.top_p <= 1.0) {
-        return Err(Error::usage("--temperature must be 0 or more, --top-p above 0 and at most 1", "see `retune generate --help`"));
+        return Err(Error::usage(
+            "--temperature must be 0 or more, --top-p above 0 and at most 1",
+            "see `retune generate --help`",
+        ));
     }
     let base = args.base.open()?;
     let adapter = args.adapter.load(&base)?;
@@ -76,7 +79,10 @@ pub fn run(args: &Args) -> Result<()> {
     for Question { row, ids } in &questions {
         if ids.is_empty() || ids.len() >= context {
             let which = row.map_or_else(|| "the prompt".to_owned(), |row| format!("the prompt of row {row}"));
-            return Err(Error::data(format!("{which} has {} tokens; {} sees 1 to {}", ids.len(), base.name, context - 1), "shorten or fill the prompt"));
+            return Err(Error::data(
+                format!("{which} has {} tokens; {} sees 1 to {}", ids.len(), base.name, context - 1),
+                "shorten or fill the prompt",
+            ));
         }
         longest = longest.max(ids.len());
     }
@@ -167,7 +173,8 @@ fn as_json(tokenizer: &Tokenizer, question: &Question, answer: &Generated, with_
     let logprobs: Vec<f32> = answer.steps.iter().map(|s| s.logprob).collect();
     let ids: Vec<u32> = answer.steps.iter().map(|s| s.id).collect();
     let text = tokenizer.decode(&answer.ids(), true)?;
-    let mut json = json!({"text": text, "ids": ids, "logprobs": logprobs, "ended": answer.ended, "prompt_tokens": question.ids.len()});
+    let mut json =
+        json!({"text": text, "ids": ids, "logprobs": logprobs, "ended": answer.ended, "prompt_tokens": question.ids.len()});
     if let Some(row) = question.row {
         json["row"] = json!(row);
     }
