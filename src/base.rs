@@ -63,8 +63,8 @@ impl Base {
             Self::open_gguf(name, Origin::BuiltIn(Arc::new(Gguf::from_bytes(DEMO, bytes::Bytes::from_static(DEMO_GGUF))?)))
         } else if let Some(folder) = hub_cache(name) {
             Self::open_folder(name, &folder)
-        } else if path.extension().is_some() && name.contains('/') || name.starts_with(['.', '/', '~']) {
-            Err(Error::io("open the base", path)(std::io::ErrorKind::NotFound.into()))
+        } else if path.extension().is_some() && name.contains('/') || name.starts_with(['.', '/', '~']) || is_weight_file(path) {
+            Err(Error::file(path, "there is no such base", "check the path; --base takes a folder, a GGUF file, an Ollama tag, a hub id in the cache, or `demo`"))
         } else {
             let stored = store::resolve(name)?;
             if !stored.adapters.is_empty() {
@@ -109,7 +109,27 @@ impl Base {
                 "the tokenizer belongs to another model; put the right tokenizer.json beside the weights",
             ));
         }
+        if let Some(id) = self.tokenizer.largest_id().filter(|&id| id as usize >= rows) {
+            return Err(Error::unsupported(
+                format!("the tokenizer of {} has the id {id}, the model has the rows 0 to {}", self.name, rows - 1),
+                "the tokenizer belongs to another model; put the right tokenizer.json beside the weights",
+            ));
+        }
         Ok(self)
+    }
+
+    /// What to tell where the model gives NaN or infinity.
+    pub fn not_finite(&self, what: &str) -> Error {
+        match self.decoder.weights.find_non_finite() {
+            Some(place) => Error::data(
+                format!("{what} is not finite: the weights of {} hold NaN or infinity, first in {place}", self.name),
+                "fetch the base again, or take another version of it",
+            ),
+            None => Error::data(
+                format!("{what} is not finite, though the weights of {} are", self.name),
+                "look at the adapter (a training that diverged?), or take the base in a wider type",
+            ),
+        }
     }
 
     /// The template to render with: the given name or file, else the base's own.
@@ -179,6 +199,11 @@ fn folder_files(folder: &Path) -> Result<Vec<PathBuf>> {
         .collect();
     files.sort();
     Ok(files)
+}
+
+/// A file's name rather than a model's.
+fn is_weight_file(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gguf") || e.eq_ignore_ascii_case("safetensors"))
 }
 
 fn is_hub_id(text: &str) -> bool {

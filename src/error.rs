@@ -80,9 +80,20 @@ impl Error {
                         path.display()
                     )
                 }
+                std::io::ErrorKind::FileTooLarge => {
+                    "the system allows no larger file here (`ulimit -f`, or the kind of file system): raise the limit or choose another place"
+                        .to_owned()
+                }
                 std::io::ErrorKind::NotFound => "check the path".to_owned(),
-                std::io::ErrorKind::PermissionDenied => "check who owns it and its permissions".to_owned(),
-                _ => String::new(),
+                std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                    "check who owns it and its permissions, or choose another place".to_owned()
+                }
+                std::io::ErrorKind::AlreadyExists | std::io::ErrorKind::NotADirectory => {
+                    "a file stands where a folder is expected: choose another path".to_owned()
+                }
+                std::io::ErrorKind::IsADirectory => "give the path of a file in this folder".to_owned(),
+                std::io::ErrorKind::InvalidData => "the file must be text in UTF-8: save it so, or give another".to_owned(),
+                _ => "check the path and its disk, then run the same command again".to_owned(),
             },
             Self::Interrupted { .. } => String::new(),
         };

@@ -118,7 +118,7 @@ pub struct TrainReport {
 /// Trains an adapter and writes everything that belongs to it.
 pub fn train(base: &Base, request: &TrainRequest, progress: &mut dyn Progress, stop: &AtomicBool, note: &mut dyn FnMut(&str)) -> Result<TrainReport> {
     request.settings.check()?;
-    let folder = RunFolder::open(&request.out, request.resume, request.overwrite)?;
+    RunFolder::check(&request.out, request.resume, request.overwrite)?;
     let template = base.template(request.reading.template.as_deref())?;
     let mut dataset = load_dataset(base, &template, &request.data, &request.reading)?;
     dataset.notes().iter().for_each(|n| note(n));
@@ -132,13 +132,19 @@ pub fn train(base: &Base, request: &TrainRequest, progress: &mut dyn Progress, s
         "base": base_digest, "data": digest_rows(&dataset.rows), "held_out": digest_rows(&held_out), "settings": request.settings,
         "adapter": start.spec, "start": digest_bytes(bytemuck::cast_slice(&start.params)),
     }));
-    if let Some(done) = folder.finished(&identity)? {
+    if request.resume
+        && let Some(done) = RunFolder::finished(&request.out, &identity)?
+    {
+        // A kill right before the end leaves the checkpoint, which nobody needs any more.
+        RunFolder::open(&request.out, request.resume, request.overwrite)?.remove_checkpoint()?;
         note("this training is finished already; nothing to do");
         return Ok(done);
     }
     let budget = request.memory_budget.unwrap_or_else(default_budget);
     let plan = MemoryPlan::new(&base.decoder, start.params.len(), &dataset.rows, &request.settings, budget)?;
     note(&plan.describe(base.decoder.config.layers));
+    // Nothing before this point writes: what cannot be trained leaves no folder behind, and none is emptied for it.
+    let folder = RunFolder::open(&request.out, request.resume, request.overwrite)?;
 
     let mut run = json!({
         "retune": env!("CARGO_PKG_VERSION"),
@@ -166,6 +172,12 @@ pub fn train(base: &Base, request: &TrainRequest, progress: &mut dyn Progress, s
         stop,
     };
     let outcome = job.run(request.resume, progress)?;
+    if outcome.steps == 0
+        && let Some(failure) = outcome.failure
+    {
+        // Nothing was learnt: no file may look as if there were an adapter.
+        return Err(failure);
+    }
 
     let mut adapter = outcome.adapter;
     adapter.spec = spec;
@@ -229,19 +241,49 @@ struct RunFolder {
 }
 
 impl RunFolder {
+    const LOCK: &str = ".lock";
+
+    /// Whether a training may start in `path`. Changes nothing.
+    fn check(path: &Path, resume: bool, overwrite: bool) -> Result<()> {
+        if path.exists() && !path.is_dir() {
+            return Err(Error::usage(format!("--out {} is a file, expected a folder", path.display()), "choose another --out"));
+        }
+        if let Ok(lock) = std::fs::File::open(path.join(Self::LOCK)) {
+            Self::hold(&lock, path)?;
+        }
+        Self::check_empty(path, resume || overwrite)
+    }
+
+    fn check_empty(path: &Path, may_hold_a_training: bool) -> Result<()> {
+        if path.join(RUN_FILE).exists() && !may_hold_a_training {
+            return Err(Error::usage(
+                format!("{} already holds a training", path.display()),
+                "add --resume to go on with it, --overwrite to start again, or choose another --out",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Locks until the file is closed. A file system without locks is no reason not to train.
+    fn hold(lock: &std::fs::File, path: &Path) -> Result<()> {
+        match lock.try_lock() {
+            Err(std::fs::TryLockError::WouldBlock) => {
+                Err(Error::usage(format!("another retune is training in {}", path.display()), "wait for it, or choose another --out"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes the folder where it is missing and takes it; with `overwrite`, removes what a training before left in it.
     fn open(path: &Path, resume: bool, overwrite: bool) -> Result<Self> {
         std::fs::create_dir_all(path).map_err(Error::io("create", path))?;
-        let lock_path = path.join(".lock");
+        let lock_path = path.join(Self::LOCK);
         let lock = std::fs::File::create(&lock_path).map_err(Error::io("create", &lock_path))?;
-        lock.try_lock().map_err(|_| Error::usage(format!("another retune is training in {}", path.display()), "wait for it, or choose another --out"))?;
+        Self::hold(&lock, path)?;
+        // Again, for a training that began and ended here since the first look.
+        Self::check_empty(path, resume || overwrite)?;
         let folder = Self { path: path.to_owned(), _lock: lock };
-        if folder.path.join(RUN_FILE).exists() && !resume {
-            if !overwrite {
-                return Err(Error::usage(
-                    format!("{} already holds a training", path.display()),
-                    "add --resume to go on with it, --overwrite to start again, or choose another --out",
-                ));
-            }
+        if overwrite {
             for name in [RUN_FILE, checkpoint::FILE, metrics::FILE, GGUF_ADAPTER_FILE, report::FILE, "adapter_model.safetensors", "adapter_config.json"] {
                 folder.remove(name)?;
             }
@@ -250,8 +292,8 @@ impl RunFolder {
     }
 
     /// The report of this very training where it was finished.
-    fn finished(&self, identity: &str) -> Result<Option<TrainReport>> {
-        let path = self.path.join(RUN_FILE);
+    fn finished(folder: &Path, identity: &str) -> Result<Option<TrainReport>> {
+        let path = folder.join(RUN_FILE);
         let text = match std::fs::read_to_string(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -261,7 +303,7 @@ impl RunFolder {
         let run: serde_json::Value = serde_json::from_str(&text).map_err(damaged)?;
         if run["identity"] != identity {
             return Err(Error::usage(
-                format!("{} holds another training: the base, the data, the settings or the starting adapter differ", self.path.display()),
+                format!("{} holds another training: the base, the data, the settings or the starting adapter differ", folder.display()),
                 "run --resume with exactly the options of the first run (run.json in the folder has them), or choose another --out",
             ));
         }

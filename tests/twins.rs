@@ -135,7 +135,10 @@ fn twins_agree(family: &str) {
     // All four files of one kind hold the same values, whichever base wrote them.
     let read = |name: &str| std::fs::read(scratch.path().join(name)).unwrap();
     assert!(read("0.gguf") == read("1.gguf"), "{family}: the GGUF adapters of the two bases differ");
-    assert!(read("peft-0/adapter_model.safetensors") == read("peft-1/adapter_model.safetensors"), "{family}: PEFT folders differ");
+    assert!(
+        read("peft-0/adapter_model.safetensors") == read("peft-1/adapter_model.safetensors"),
+        "{family}: PEFT folders differ"
+    );
 }
 
 #[test]

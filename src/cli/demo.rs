@@ -36,7 +36,7 @@ pub fn run(args: &Args) -> Result<()> {
     let mut progress = progress::for_training(args.json);
     if let Some(out) = &args.make_base {
         for (skill, share) in make_base::make(out, &Recipe::default(), progress.as_mut())? {
-            println!("{skill:>8} {share:.2}");
+            say!("{skill:>8} {share:.2}")?;
         }
         return Ok(());
     }
@@ -50,15 +50,15 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&report);
     }
-    println!();
+    say!("")?;
     for example in report.examples.iter().take(4) {
-        println!("request  {}", example.item.request);
-        println!("before   {}", example.before);
-        println!("after    {}", example.after);
-        println!("right    {}\n", example.item.answer);
+        say!("request  {}", example.item.request)?;
+        say!("before   {}", example.before)?;
+        say!("after    {}", example.after)?;
+        say!("right    {}\n", example.item.answer)?;
     }
-    println!("exact answers on held-out requests: {:.0}% before, {:.0}% after", 100.0 * report.before, 100.0 * report.after);
-    println!("its own skills: {:.0}% before, {:.0}% after; {:.0} s in all", 100.0 * report.skills_before, 100.0 * report.skills_after, report.seconds);
-    println!("look at {}", args.out.join("adapter/report.html").display());
+    say!("exact answers on held-out requests: {:.0}% before, {:.0}% after", 100.0 * report.before, 100.0 * report.after)?;
+    say!("its own skills: {:.0}% before, {:.0}% after; {:.0} s in all", 100.0 * report.skills_before, 100.0 * report.skills_after, report.seconds)?;
+    say!("look at {}", args.out.join("adapter/report.html").display())?;
     Ok(())
 }

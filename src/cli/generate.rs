@@ -100,15 +100,17 @@ pub fn run(args: &Args) -> Result<()> {
             shown.push(step);
         }
     });
+    if answers.iter().flat_map(|answer| &answer.steps).any(|step| !step.logprob.is_finite()) {
+        return Err(base.not_finite("what the model predicts"));
+    }
     if streamed {
-        println!();
-        return Ok(());
+        return say!("");
     }
     for (question, answer) in questions.iter().zip(&answers) {
         if args.json {
             print_json(&as_json(&base.tokenizer, question, answer, args.alternatives > 0)?)?;
         } else {
-            println!("row {}: {}", question.row.unwrap_or(1), base.tokenizer.decode(&answer.ids(), true)?);
+            say!("row {}: {}", question.row.unwrap_or(1), base.tokenizer.decode(&answer.ids(), true)?)?;
         }
     }
     Ok(())
@@ -158,8 +160,9 @@ impl Shown<'_> {
             && !text.ends_with('\u{fffd}')
             && let Some(new) = text.strip_prefix(&self.text)
         {
-            print!("{new}");
-            let _ = std::io::stdout().flush();
+            // A disk that is full is told with the last line.
+            let mut out = std::io::stdout();
+            let _ = write!(out, "{new}").and_then(|()| out.flush());
             self.text = text;
         }
     }

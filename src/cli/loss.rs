@@ -36,12 +36,15 @@ pub fn run(args: &Args) -> Result<()> {
     let losses = score::row_losses(&base.decoder, &dataset.rows, adapter.as_ref());
     let trained_tokens: usize = losses.iter().map(|l| l.trained_tokens).sum();
     let loss = score::mean_loss(&losses);
+    if !loss.is_finite() {
+        return Err(base.not_finite("the loss"));
+    }
     if args.json {
         for (row, number) in losses.iter().zip(&dataset.numbers) {
             print_json(&json!({"row": number, "loss_sum": row.loss_sum, "trained_tokens": row.trained_tokens}))?;
         }
         return print_json(&json!({"loss": loss, "trained_tokens": trained_tokens, "rows": losses.len()}));
     }
-    println!("loss {loss:.5} over {trained_tokens} trained tokens of {} rows (perplexity {:.3})", losses.len(), loss.exp());
+    say!("loss {loss:.5} over {trained_tokens} trained tokens of {} rows (perplexity {:.3})", losses.len(), loss.exp())?;
     Ok(())
 }

@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&json!({"out": args.out, "tensors": report.tensors}));
     }
-    println!("{} tensors merged into {}", report.tensors.len(), args.out.display());
-    report.notes().iter().for_each(|n| println!("  {n}"));
+    say!("{} tensors merged into {}", report.tensors.len(), args.out.display())?;
+    report.notes().iter().try_for_each(|n| say!("  {n}"))?;
     Ok(())
 }

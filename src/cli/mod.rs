@@ -1,6 +1,11 @@
 //! The command line: thin shells over the library, one file a command. Errors go to stderr as one readable message;
 //! exit code 0 is done, 1 failed, 2 wrong use, 3 done as far as it goes without a server (`retune deploy`).
 
+/// `println!` that gives an error where it cannot write (a full disk behind `> file`) and does not panic.
+macro_rules! say {
+    ($($arg:tt)*) => { $crate::cli::print_line(format_args!($($arg)*)) };
+}
+
 mod args;
 mod demo;
 mod deploy;
@@ -50,7 +55,7 @@ pub enum Ended {
 
 /// Runs the process's command line.
 pub fn main() -> ExitCode {
-    restore_sigpipe();
+    set_signals();
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Demo(args) => demo::run(args).map(|()| Ended::Done),
@@ -75,15 +80,24 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// `retune loss ... | head` ends quietly, as other tools do.
-fn restore_sigpipe() {
-    // SAFETY: sets the disposition of one signal before any thread is started.
-    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+/// `retune loss ... | head` ends quietly, as other tools do; a file that grows beyond a limit (`ulimit -f`) is an error that
+/// cleans up behind itself, not a death on the spot.
+fn set_signals() {
+    // SAFETY: sets the disposition of two signals before any thread is started.
+    unsafe {
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
 }
 
 /// Prints a value as one line of JSON on stdout.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let line = serde_json::to_string(value).map_err(|e| Error::data(format!("the result cannot be written as JSON: {e}"), "report this"))?;
-    println!("{line}");
-    Ok(())
+    say!("{line}")
+}
+
+/// Writes a line to stdout.
+fn print_line(line: std::fmt::Arguments) -> Result<()> {
+    use std::io::Write as _;
+    writeln!(std::io::stdout().lock(), "{line}").map_err(Error::io("write", "standard output"))
 }

@@ -42,7 +42,7 @@ pub fn run(args: &Args) -> Result<()> {
             print_json(&json!({"row": example.row, "text": rendered.text, "ids": rendered.tokens.ids, "trained": trained}))?;
         } else {
             let (tokens, trained) = (rendered.tokens.ids.len(), rendered.tokens.trained_tokens());
-            println!("row {}: {tokens} tokens, {trained} of them trained\n{}\n", example.row, marked(&rendered, colour));
+            say!("row {}: {tokens} tokens, {trained} of them trained\n{}\n", example.row, marked(&rendered, colour))?;
         }
     }
     Ok(())

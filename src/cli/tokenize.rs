@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
         return print_json(&json!({ "ids": ids }));
     }
     for id in ids {
-        println!("{id:>8}  {}", tokenizer.token(id).unwrap_or_default().escape_debug());
+        say!("{id:>8}  {}", tokenizer.token(id).unwrap_or_default().escape_debug())?;
     }
     Ok(())
 }

@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     eval_data: Option<PathBuf>,
     /// Hold out this share of the rows instead, chosen by their content
-    #[arg(long, value_name = "SHARE", default_value_t = 0.0, conflicts_with = "eval_data")]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value_t = 0.0, conflicts_with = "eval_data")]
     eval_share: f64,
     /// Steps between evaluations [default: once an epoch]
     #[arg(long, value_name = "STEPS")]
@@ -43,7 +43,7 @@ pub struct Args {
     #[arg(long, default_value_t = 16)]
     rank: usize,
     /// The adapter's output is scaled by alpha / rank
-    #[arg(long, default_value_t = 32.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 32.0)]
     alpha: f32,
     /// Scale by alpha / sqrt(rank) instead (rsLoRA)
     #[arg(long)]
@@ -52,10 +52,10 @@ pub struct Args {
     #[arg(long)]
     dora: bool,
     /// B learns this many times faster than A (LoRA+)
-    #[arg(long, value_name = "RATIO", default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, value_name = "RATIO", default_value_t = 1.0)]
     lora_plus: f64,
     /// Dropout on the adapter's input (not supported yet: only 0)
-    #[arg(long, default_value_t = 0.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.0)]
     dropout: f64,
     /// Linear layers to adapt: all, or a list such as q_proj,v_proj
     #[arg(long, default_value = "all")]
@@ -67,7 +67,7 @@ pub struct Args {
     #[arg(long, default_value = "sft")]
     method: String,
     /// Times that every row is seen
-    #[arg(long, default_value_t = 3.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 3.0)]
     epochs: f64,
     /// Steps to train; overrides --epochs
     #[arg(long)]
@@ -78,7 +78,7 @@ pub struct Args {
     /// Micro-batches of a step
     #[arg(long, default_value_t = 4)]
     grad_accum: usize,
-    #[arg(long, default_value_t = 2e-4)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 2e-4)]
     learning_rate: f64,
     /// How the learning rate moves after the warm-up
     #[arg(long, value_enum, default_value = "cosine")]
@@ -86,10 +86,10 @@ pub struct Args {
     /// Steps until the full learning rate [default: 3% of the steps]
     #[arg(long, value_name = "STEPS")]
     warmup_steps: Option<u64>,
-    #[arg(long, default_value_t = 0.01)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 0.01)]
     weight_decay: f64,
     /// Largest norm of the gradient; 0 does not clip
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, allow_negative_numbers = true, default_value_t = 1.0)]
     clip: f64,
     /// One seed, one result
     #[arg(long, default_value_t = 42)]
@@ -217,7 +217,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let held_out = report.best.map_or_else(String::new, |best| format!(", held-out loss {:.4} at step {}", best.eval_loss, best.step));
     let early = if report.stopped_early { " (stopped early)" } else { "" };
-    println!("{} steps{early} in {:.0} s, training loss {:.4}{held_out}", report.steps, report.seconds, report.last_loss);
-    println!("adapter in {}; look at {}", report.out.display(), report.out.join("report.html").display());
+    say!("{} steps{early} in {:.0} s, training loss {:.4}{held_out}", report.steps, report.seconds, report.last_loss)?;
+    say!("adapter in {}; look at {}", report.out.display(), report.out.join("report.html").display())?;
     Ok(())
 }

@@ -83,6 +83,7 @@ impl ModelConfig {
         if attention_bias && architecture == Architecture::Llama {
             return Err(read.unsupported("attention_bias", "a bias on all of attention"));
         }
+        check_head_dim(head_dim, path)?;
         let mut inv_freq = inverse_frequencies(theta, head_dim);
         read.scale_rope(&mut inv_freq)?;
         Self {
@@ -116,6 +117,7 @@ impl ModelConfig {
         };
         let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
         let head_dim = optional("attention.key_length")?.unwrap_or_else(|| hidden.checked_div(heads).unwrap_or(0));
+        check_head_dim(head_dim, path)?;
         if let Some(scaling) = gguf.get_str(&key("rope.scaling.type"))?
             && scaling != "none"
         {
@@ -176,19 +178,42 @@ impl ModelConfig {
 
     fn checked(self, path: &Path) -> Result<Self> {
         let wrong = |what: String| Err(Error::file(path, what, "the model's files do not fit together; fetch them again"));
-        for (name, n) in [("vocabulary", self.vocab_size), ("hidden size", self.hidden), ("MLP width", self.intermediate), ("number of layers", self.layers), ("number of heads", self.heads), ("number of kv heads", self.kv_heads)] {
-            if n == 0 || n > 1 << 24 {
-                return wrong(format!("the {name} is {n}"));
+        for (name, n, most) in [
+            ("vocabulary", self.vocab_size, 1 << 24),
+            ("hidden size", self.hidden, 1 << 20),
+            ("MLP width", self.intermediate, 1 << 24),
+            ("number of layers", self.layers, 1 << 12),
+            ("number of heads", self.heads, 1 << 16),
+            ("number of kv heads", self.kv_heads, 1 << 16),
+            ("context length", self.context_length, 1 << 28),
+        ] {
+            if n == 0 || n > most {
+                return wrong(format!("the {name} is {n}, expected 1 to {most}"));
             }
         }
         if self.heads % self.kv_heads != 0 {
             return wrong(format!("{} heads cannot share {} kv heads", self.heads, self.kv_heads));
         }
-        if self.head_dim == 0 || self.head_dim % 2 != 0 || self.head_dim > 1024 {
-            return wrong(format!("the head size {} is not even, or out of range", self.head_dim));
+        if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
+            return wrong(format!("the epsilon of the norms is {}, expected a small number", self.norm_eps));
+        }
+        if self.inv_freq.iter().any(|f| !(f.is_finite() && *f > 0.0)) {
+            return wrong("the rope base or its scaling gives angles that are no numbers above 0".to_owned());
         }
         Ok(self)
     }
+}
+
+/// Before anything of that size is made: the number comes from a file.
+fn check_head_dim(head_dim: usize, path: &Path) -> Result<()> {
+    if head_dim == 0 || head_dim % 2 != 0 || head_dim > 1024 {
+        return Err(Error::file(
+            path,
+            format!("the size of a head is {head_dim}, expected an even number from 2 to 1024"),
+            "the model's files do not fit together; fetch them again",
+        ));
+    }
+    Ok(())
 }
 
 /// `theta^(-2i/d)`, in f32 as transformers computes it.

@@ -47,6 +47,9 @@ pub struct TrainSettings {
     pub patience: Option<u64>,
 }
 
+/// Rows of a micro-batch, and micro-batches of a step, at most: their product fits into any integer.
+const MAX_ROWS: usize = 1 << 24;
+
 impl Default for TrainSettings {
     fn default() -> Self {
         Self {
@@ -83,6 +86,11 @@ impl TrainSettings {
         positive("lora-plus", self.lora_plus)?;
         positive("batch-size", self.batch_size as f64)?;
         positive("grad-accum", self.grad_accum as f64)?;
+        for (name, value) in [("batch-size", self.batch_size), ("grad-accum", self.grad_accum)] {
+            if value > MAX_ROWS {
+                return Err(Error::usage(format!("--{name} is {value}"), format!("use at most {MAX_ROWS}; 1 to 64 is usual")));
+            }
+        }
         if self.max_steps == Some(0) {
             return Err(Error::usage("--max-steps is 0", "it must be at least 1; to only measure the loss use `retune loss`"));
         }

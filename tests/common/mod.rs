@@ -65,3 +65,43 @@ pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     let difference = norm(&mut a.iter().zip(b).map(|(x, y)| f64::from(*x) - f64::from(*y)));
     difference / norm(&mut b.iter().map(|&y| f64::from(y))).max(1e-30)
 }
+
+/// Runs `retune`, which must refuse like a careful friend: exit code `code`, one error, a next step, no panic. Gives what it said.
+pub fn refused<S: AsRef<std::ffi::OsStr> + std::fmt::Debug>(code: i32, args: &[S]) -> String {
+    refusal(code, &retune(args), &format!("{args:?}"))
+}
+
+/// Holds that a run was refused, and gives what it said. `what` stands in the test's own messages.
+pub fn refusal(code: i32, output: &Output, what: &str) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{what} ended with {}: {said}", output.status);
+    assert!(!said.contains("panicked") && !said.contains("RUST_BACKTRACE"), "{what}: {said}");
+    assert_eq!(said.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{what}: one error, found {said}");
+    // clap, which reads the flags, has its own words for the next step.
+    let next =
+        said.lines().any(|line| line.starts_with("  next: ") && line.len() > 12) || said.contains("For more information, try");
+    assert!(next, "{what} names no next step: {said}");
+    said
+}
+
+/// Holds that a message says all of `parts`.
+pub fn says(message: &str, parts: &[&str]) {
+    for part in parts {
+        assert!(message.contains(part), "expected {part:?} in: {message}");
+    }
+}
+
+/// Every file below a folder, by its name from there; empty where there is no folder.
+pub fn files(folder: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten() {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        match path.is_dir() {
+            true => found.extend(files(&path).into_iter().map(|inner| format!("{name}/{inner}"))),
+            false => found.push(name),
+        }
+    }
+    found.sort();
+    found
+}

@@ -147,6 +147,14 @@ impl Tokenizer {
         }
     }
 
+    /// The largest id; larger than the number of tokens allows where a vocabulary has holes. `None` for an empty one.
+    pub fn largest_id(&self) -> Option<u32> {
+        match &self.inner {
+            Inner::Library { tokenizer, .. } => tokenizer.get_vocab(true).into_values().max(),
+            Inner::Spm(spm) => (spm.vocab_size() as u32).checked_sub(1),
+        }
+    }
+
     /// Ids that end a turn in generation: eos, and whatever the files call an end (eot, eog, generation_config's list).
     pub fn end_ids(&self) -> &[u32] {
         &self.ends
