@@ -41,11 +41,23 @@ fn stories_learn_to_tell_children_stories() {
     let base = data.join("models/stories260K");
     let lines = fs::read_to_string(data.join("sft/children_stories.jsonl")).unwrap();
     let lines: Vec<&str> = lines.lines().collect();
-    let (held_out, train, out) = (scratch.path().join("held_out.jsonl"), scratch.path().join("train.jsonl"), scratch.path().join("out"));
+    let (held_out, train, out) =
+        (scratch.path().join("held_out.jsonl"), scratch.path().join("train.jsonl"), scratch.path().join("out"));
     fs::write(&held_out, lines[..64].join("\n")).unwrap();
     fs::write(&train, lines[64..].join("\n")).unwrap();
     let loss = |adapter: Option<&str>| {
-        let mut args = vec!["loss", "--base", path(&base), "--template", "alpaca", "--max-length", "256", "--json", "--data", path(&held_out)];
+        let mut args = vec![
+            "loss",
+            "--base",
+            path(&base),
+            "--template",
+            "alpaca",
+            "--max-length",
+            "256",
+            "--json",
+            "--data",
+            path(&held_out),
+        ];
         args.extend(adapter.iter().flat_map(|a| ["--adapter", a]));
         retune_json(&args)["loss"].as_f64().unwrap()
     };
@@ -53,8 +65,28 @@ fn stories_learn_to_tell_children_stories() {
     // transformers gives 2.57582 on the same rows.
     assert!((before - 2.57582).abs() < 1e-4, "before: {before}");
     retune_ok(&[
-        "train", "--base", path(&base), "--template", "alpaca", "--max-length", "256", "--rank", "8", "--alpha", "16", "--max-steps", "300",
-        "--batch-size", "8", "--learning-rate", "2e-3", "--data", path(&train), "--out", path(&out), "--json",
+        "train",
+        "--base",
+        path(&base),
+        "--template",
+        "alpaca",
+        "--max-length",
+        "256",
+        "--rank",
+        "8",
+        "--alpha",
+        "16",
+        "--max-steps",
+        "300",
+        "--batch-size",
+        "8",
+        "--learning-rate",
+        "2e-3",
+        "--data",
+        path(&train),
+        "--out",
+        path(&out),
+        "--json",
     ]);
     let after = loss(Some(path(&out)));
     eprintln!("stories260K: loss of rows 1-64 {before:.3} before, {after:.3} after 300 steps");
@@ -64,7 +96,20 @@ fn stories_learn_to_tell_children_stories() {
 
     // The same adapter on the GGUF twin, whose rows of q and k have another order.
     let twin = base.join("stories260K-f32.gguf");
-    let on_twin = retune_json(&["loss", "--base", path(&twin), "--template", "alpaca", "--max-length", "256", "--json", "--data", path(&held_out), "--adapter", path(&out)]);
+    let on_twin = retune_json(&[
+        "loss",
+        "--base",
+        path(&twin),
+        "--template",
+        "alpaca",
+        "--max-length",
+        "256",
+        "--json",
+        "--data",
+        path(&held_out),
+        "--adapter",
+        path(&out),
+    ]);
     assert!((on_twin["loss"].as_f64().unwrap() - after).abs() < 1e-5, "{on_twin} against {after}");
 }
 
@@ -78,19 +123,74 @@ fn the_end_of_turn_is_learnt_from_short_rows() {
     let rows = (0..64).map(|i| instruction(&format!("Say hello to {}.", names[i % 8]), &format!("Hello {}!", names[i % 8])));
     write_rows(&file, rows);
     let speak = |adapter: Option<&Path>| {
-        let mut args = vec!["generate", "--base", path(&base), "--template", "alpaca", "--prompt", "Say hello to Tom.", "--max-tokens", "40", "--json"];
+        let mut args = vec![
+            "generate",
+            "--base",
+            path(&base),
+            "--template",
+            "alpaca",
+            "--prompt",
+            "Say hello to Tom.",
+            "--max-tokens",
+            "40",
+            "--json",
+        ];
         args.extend(adapter.iter().flat_map(|a| ["--adapter", path(a)]));
         retune_json(&args)
     };
     assert_eq!(speak(None)["ended"], false, "the base does not stop by itself");
-    retune_ok(&["train", "--base", path(&base), "--template", "alpaca", "--rank", "8", "--max-steps", "120", "--batch-size", "8", "--grad-accum", "1", "--learning-rate", "5e-3", "--data", path(&file), "--out", path(&out), "--json"]);
+    retune_ok(&[
+        "train",
+        "--base",
+        path(&base),
+        "--template",
+        "alpaca",
+        "--rank",
+        "8",
+        "--max-steps",
+        "120",
+        "--batch-size",
+        "8",
+        "--grad-accum",
+        "1",
+        "--learning-rate",
+        "5e-3",
+        "--data",
+        path(&file),
+        "--out",
+        path(&out),
+        "--json",
+    ]);
     let answer = speak(Some(&out));
     assert_eq!((answer["ended"].as_bool(), answer["text"].as_str().map(str::trim)), (Some(true), Some("Hello Tom!")), "{answer}");
 }
 
 /// A training of the demo's base that takes a second or two.
 fn quick_args<'a>(data: &'a Path, out: &'a Path) -> Vec<&'a str> {
-    vec!["train", "--base", "demo", "--rank", "4", "--alpha", "10", "--max-steps", "6", "--batch-size", "2", "--grad-accum", "2", "--learning-rate", "1e-2", "--save-every", "2", "--data", path(data), "--out", path(out), "--json"]
+    vec![
+        "train",
+        "--base",
+        "demo",
+        "--rank",
+        "4",
+        "--alpha",
+        "10",
+        "--max-steps",
+        "6",
+        "--batch-size",
+        "2",
+        "--grad-accum",
+        "2",
+        "--learning-rate",
+        "1e-2",
+        "--save-every",
+        "2",
+        "--data",
+        path(data),
+        "--out",
+        path(out),
+        "--json",
+    ]
 }
 
 #[test]
@@ -115,7 +215,22 @@ fn two_times_four_rows_are_eight_rows() {
     let data = small_data(scratch.path());
     let losses = |name: &str, shape: &[&str]| -> Vec<f64> {
         let out = scratch.path().join(name);
-        let mut args = vec!["train", "--base", "demo", "--rank", "4", "--max-steps", "5", "--learning-rate", "1e-2", "--data", path(&data), "--out", path(&out), "--json"];
+        let mut args = vec![
+            "train",
+            "--base",
+            "demo",
+            "--rank",
+            "4",
+            "--max-steps",
+            "5",
+            "--learning-rate",
+            "1e-2",
+            "--data",
+            path(&data),
+            "--out",
+            path(&out),
+            "--json",
+        ];
         args.extend(shape);
         retune_ok(&args);
         metrics(&out).iter().map(|m| m["loss"].as_f64().unwrap()).collect()
@@ -158,10 +273,30 @@ fn the_best_adapter_on_held_out_rows_is_kept_and_training_stops_early() {
     // Held-out rows that contradict the training rows: the more is learnt, the worse they get.
     write_rows(&held_out, ["kavo", "mune"].map(|w| instruction(&format!("say {w}"), w)));
     retune_ok(&[
-        "train", "--base", "demo", "--max-steps", "60", "--learning-rate", "2e-2", "--warmup-steps", "0", "--eval-every", "2", "--patience", "3", "--data", path(&data), "--eval-data", path(&held_out), "--out", path(&out), "--json",
+        "train",
+        "--base",
+        "demo",
+        "--max-steps",
+        "60",
+        "--learning-rate",
+        "2e-2",
+        "--warmup-steps",
+        "0",
+        "--eval-every",
+        "2",
+        "--patience",
+        "3",
+        "--data",
+        path(&data),
+        "--eval-data",
+        path(&held_out),
+        "--out",
+        path(&out),
+        "--json",
     ]);
     let lines = metrics(&out);
-    let evaluations: Vec<(u64, f64)> = lines.iter().filter_map(|m| Some((m["step"].as_u64()?, m["eval_loss"].as_f64()?))).collect();
+    let evaluations: Vec<(u64, f64)> =
+        lines.iter().filter_map(|m| Some((m["step"].as_u64()?, m["eval_loss"].as_f64()?))).collect();
     let best = evaluations.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).unwrap();
     let last = *evaluations.last().unwrap();
     assert!(last.0 < 60 && last.1 > best.1, "stopped at {last:?}, best {best:?}");
@@ -190,8 +325,27 @@ fn going_on_from_an_adapter_keeps_its_shape_and_starts_at_its_loss() {
     let scratch = tempfile::tempdir().unwrap();
     let (data, first, second) = (small_data(scratch.path()), scratch.path().join("first"), scratch.path().join("second"));
     retune_ok(&quick_args(&data, &first));
-    let loss = retune_json(&["loss", "--base", "demo", "--data", path(&data), "--adapter", path(&first), "--json"])["loss"].as_f64().unwrap();
-    retune_ok(&["train", "--base", "demo", "--init-adapter", path(&first), "--batch-size", "13", "--grad-accum", "1", "--max-steps", "1", "--data", path(&data), "--out", path(&second), "--json"]);
+    let loss = retune_json(&["loss", "--base", "demo", "--data", path(&data), "--adapter", path(&first), "--json"])["loss"]
+        .as_f64()
+        .unwrap();
+    retune_ok(&[
+        "train",
+        "--base",
+        "demo",
+        "--init-adapter",
+        path(&first),
+        "--batch-size",
+        "13",
+        "--grad-accum",
+        "1",
+        "--max-steps",
+        "1",
+        "--data",
+        path(&data),
+        "--out",
+        path(&second),
+        "--json",
+    ]);
     let run: Value = serde_json::from_slice(&fs::read(second.join("run.json")).unwrap()).unwrap();
     assert_eq!((run["adapter"]["rank"].as_u64(), run["adapter"]["alpha"].as_f64()), (Some(4), Some(10.0)));
     let start = metrics(&second)[0]["loss"].as_f64().unwrap();
@@ -207,8 +361,6 @@ fn a_base_with_nan_is_told_by_the_name_of_the_place() {
     let norm = gguf.tensor("blk.2.ffn_norm.weight").unwrap();
     let data = gguf.data(norm);
 
-
-
     let offset = data.as_ptr() as usize - gguf.bytes().as_ptr() as usize;
     bytes[offset..offset + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&base, bytes).unwrap();
@@ -223,7 +375,23 @@ fn a_base_with_nan_is_told_by_the_name_of_the_place() {
 fn a_diverging_run_stops_with_the_last_good_adapter() {
     let scratch = tempfile::tempdir().unwrap();
     let (data, out) = (small_data(scratch.path()), scratch.path().join("out"));
-    let output = retune(&["train", "--base", "demo", "--max-steps", "40", "--learning-rate", "1e30", "--warmup-steps", "0", "--clip", "0", "--data", path(&data), "--out", path(&out)]);
+    let output = retune(&[
+        "train",
+        "--base",
+        "demo",
+        "--max-steps",
+        "40",
+        "--learning-rate",
+        "1e30",
+        "--warmup-steps",
+        "0",
+        "--clip",
+        "0",
+        "--data",
+        path(&data),
+        "--out",
+        path(&out),
+    ]);
     let message = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{message}");
     assert!(message.contains("--learning-rate") && message.contains("last good adapter"), "{message}");

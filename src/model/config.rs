@@ -113,7 +113,13 @@ impl ModelConfig {
         let key = |suffix: &str| format!("{name}.{suffix}");
         let optional = |suffix: &str| -> Result<Option<usize>> { Ok(gguf.get_u64(&key(suffix))?.map(|n| n as usize)) };
         let size = |suffix: &str| -> Result<usize> {
-            optional(suffix)?.ok_or_else(|| Error::file(path, format!("the metadata key '{}' is missing", key(suffix)), "the file is no complete model; fetch or convert it again"))
+            optional(suffix)?.ok_or_else(|| {
+                Error::file(
+                    path,
+                    format!("the metadata key '{}' is missing", key(suffix)),
+                    "the file is no complete model; fetch or convert it again",
+                )
+            })
         };
         let (hidden, heads) = (size("embedding_length")?, size("attention.head_count")?);
         let head_dim = optional("attention.key_length")?.unwrap_or_else(|| hidden.checked_div(heads).unwrap_or(0));
@@ -121,11 +127,19 @@ impl ModelConfig {
         if let Some(scaling) = gguf.get_str(&key("rope.scaling.type"))?
             && scaling != "none"
         {
-            return Err(Error::file(path, format!("rope scaling '{scaling}' is not supported"), "use a base without rope scaling"));
+            return Err(Error::file(
+                path,
+                format!("rope scaling '{scaling}' is not supported"),
+                "use a base without rope scaling",
+            ));
         }
         let rotated = optional("rope.dimension_count")?.unwrap_or(head_dim);
         if rotated != head_dim {
-            return Err(Error::file(path, format!("only {rotated} of {head_dim} values of a head are rotated: not supported"), format!("retune trains {SUPPORTED}")));
+            return Err(Error::file(
+                path,
+                format!("only {rotated} of {head_dim} values of a head are rotated: not supported"),
+                format!("retune trains {SUPPORTED}"),
+            ));
         }
         let mut inv_freq = inverse_frequencies(f64::from(gguf.get_f32(&key("rope.freq_base"))?.unwrap_or(10_000.0)), head_dim);
         // Llama 3.1's scaling comes as one divisor a pair (llama.cpp, llama-model.cpp, "rope_freqs").
@@ -133,11 +147,21 @@ impl ModelConfig {
             let data = gguf.data(info);
             let factors: Vec<f32> = data.as_ref().chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
             if factors.len() != inv_freq.len() {
-                return Err(Error::file(path, format!("rope_freqs.weight holds {} values, expected {}", factors.len(), inv_freq.len()), "the file is damaged; fetch it again"));
+                return Err(Error::file(
+                    path,
+                    format!("rope_freqs.weight holds {} values, expected {}", factors.len(), inv_freq.len()),
+                    "the file is damaged; fetch it again",
+                ));
             }
             inv_freq.iter_mut().zip(factors).for_each(|(f, divisor)| *f /= divisor);
         }
-        let embedding = gguf.tensor("token_embd.weight").ok_or_else(|| Error::file(path, "the tensor token_embd.weight is missing", "the file is no complete model; fetch or convert it again"))?;
+        let embedding = gguf.tensor("token_embd.weight").ok_or_else(|| {
+            Error::file(
+                path,
+                "the tensor token_embd.weight is missing",
+                "the file is no complete model; fetch or convert it again",
+            )
+        })?;
         Self {
             architecture,
             vocab_size: embedding.shape.first().copied().unwrap_or(0),
@@ -191,7 +215,7 @@ impl ModelConfig {
                 return wrong(format!("the {name} is {n}, expected 1 to {most}"));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return wrong(format!("{} heads cannot share {} kv heads", self.heads, self.kv_heads));
         }
         if !(self.norm_eps.is_finite() && self.norm_eps >= 0.0) {
@@ -206,7 +230,7 @@ impl ModelConfig {
 
 /// Before anything of that size is made: the number comes from a file.
 fn check_head_dim(head_dim: usize, path: &Path) -> Result<()> {
-    if head_dim == 0 || head_dim % 2 != 0 || head_dim > 1024 {
+    if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1024 {
         return Err(Error::file(
             path,
             format!("the size of a head is {head_dim}, expected an even number from 2 to 1024"),
@@ -232,7 +256,11 @@ impl HfConfig<'_> {
             None | Some(Value::Null) => Ok(None),
             Some(v) => match v.as_u64() {
                 Some(n) => Ok(Some(n as usize)),
-                None => Err(Error::file(self.path, format!("'{key}' is {v}, expected a whole number"), "mend the file, or fetch the model again")),
+                None => Err(Error::file(
+                    self.path,
+                    format!("'{key}' is {v}, expected a whole number"),
+                    "mend the file, or fetch the model again",
+                )),
             },
         }
     }
@@ -246,7 +274,11 @@ impl HfConfig<'_> {
     }
 
     fn unsupported(&self, key: &str, what: &str) -> Error {
-        Error::file(self.path, format!("'{key}' is {}: {what} is not supported", self.json.get(key).unwrap_or(&Value::Null)), format!("retune trains {SUPPORTED}"))
+        Error::file(
+            self.path,
+            format!("'{key}' is {}: {what} is not supported", self.json.get(key).unwrap_or(&Value::Null)),
+            format!("retune trains {SUPPORTED}"),
+        )
     }
 
     fn refuse(&self, key: &str, bad: impl Fn(&Value) -> bool, what: &str) -> Result<()> {
@@ -265,13 +297,19 @@ impl HfConfig<'_> {
     /// Applies "llama3" scaling (transformers, modeling_rope_utils.py, `_compute_llama3_parameters`).
     fn scale_rope(&self, inv_freq: &mut [f32]) -> Result<()> {
         let settings = self.json.get("rope_parameters").filter(|v| !v.is_null()).or_else(|| self.json.get("rope_scaling"));
-        let kind = settings.and_then(|v| v.get("rope_type").or_else(|| v.get("type"))).and_then(Value::as_str).unwrap_or("default");
+        let kind =
+            settings.and_then(|v| v.get("rope_type").or_else(|| v.get("type"))).and_then(Value::as_str).unwrap_or("default");
         match kind {
             "default" => Ok(()),
             "llama3" => {
                 let number = |key: &str| {
-                    self.rope_number(key)
-                        .ok_or_else(|| Error::file(self.path, format!("rope scaling 'llama3' without '{key}'"), "mend the file, or fetch the model again"))
+                    self.rope_number(key).ok_or_else(|| {
+                        Error::file(
+                            self.path,
+                            format!("rope scaling 'llama3' without '{key}'"),
+                            "mend the file, or fetch the model again",
+                        )
+                    })
                 };
                 let (factor, low, high) = (number("factor")?, number("low_freq_factor")?, number("high_freq_factor")?);
                 let original = number("original_max_position_embeddings")?;
@@ -283,7 +321,11 @@ impl HfConfig<'_> {
                 }
                 Ok(())
             }
-            other => Err(Error::file(self.path, format!("rope scaling '{other}' is not supported"), "use a base without rope scaling, or with 'llama3'")),
+            other => Err(Error::file(
+                self.path,
+                format!("rope scaling '{other}' is not supported"),
+                "use a base without rope scaling, or with 'llama3'",
+            )),
         }
     }
 }

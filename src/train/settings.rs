@@ -154,7 +154,8 @@ mod tests {
 
     #[test]
     fn constant_and_linear_follow_their_lines() {
-        let s = TrainSettings { learning_rate: 2.0, warmup_steps: Some(0), schedule: Schedule::Linear, ..TrainSettings::default() };
+        let s =
+            TrainSettings { learning_rate: 2.0, warmup_steps: Some(0), schedule: Schedule::Linear, ..TrainSettings::default() };
         assert_eq!([s.rate(1, 4), s.rate(2, 4), s.rate(3, 4), s.rate(4, 4)], [2.0, 1.5, 1.0, 0.5]);
         let s = TrainSettings { schedule: Schedule::Constant, ..s };
         assert_eq!(s.rate(4, 4), 2.0);
