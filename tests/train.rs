@@ -113,20 +113,23 @@ fn stories_learn_to_tell_children_stories() {
     assert!((on_twin["loss"].as_f64().unwrap() - after).abs() < 1e-5, "{on_twin} against {after}");
 }
 
-#[test]
-fn the_end_of_turn_is_learnt_from_short_rows() {
-    let Some(data) = common::data("the_end_of_turn_is_learnt_from_short_rows") else { return };
-    let scratch = tempfile::tempdir().unwrap();
-    let base = data.join("models/stories260K");
-    let (file, out) = (scratch.path().join("short.jsonl"), scratch.path().join("out"));
+/// Rows for which a model has to say one short thing and stop.
+fn greetings(folder: &Path) -> PathBuf {
+    let file = folder.join("short.jsonl");
     let names = ["Lily", "Tom", "Sue", "Ben", "Anna", "Max", "Mia", "Sam"];
-    let rows = (0..64).map(|i| instruction(&format!("Say hello to {}.", names[i % 8]), &format!("Hello {}!", names[i % 8])));
-    write_rows(&file, rows);
+    let row = |i: usize| instruction(&format!("Say hello to {}.", names[i % 8]), &format!("Hello {}!", names[i % 8]));
+    write_rows(&file, (0..64).map(row));
+    file
+}
+
+/// Trains on the greetings, and gives the answer to one of them before and after, with the trained adapter.
+fn learn_to_greet(base: &str, folder: &Path) -> (Value, Value, PathBuf) {
+    let (file, out) = (greetings(folder), folder.join("out"));
     let speak = |adapter: Option<&Path>| {
         let mut args = vec![
             "generate",
             "--base",
-            path(&base),
+            base,
             "--template",
             "alpaca",
             "--prompt",
@@ -138,11 +141,11 @@ fn the_end_of_turn_is_learnt_from_short_rows() {
         args.extend(adapter.iter().flat_map(|a| ["--adapter", path(a)]));
         retune_json(&args)
     };
-    assert_eq!(speak(None)["ended"], false, "the base does not stop by itself");
+    let before = speak(None);
     retune_ok(&[
         "train",
         "--base",
-        path(&base),
+        base,
         "--template",
         "alpaca",
         "--rank",
@@ -161,8 +164,45 @@ fn the_end_of_turn_is_learnt_from_short_rows() {
         path(&out),
         "--json",
     ]);
-    let answer = speak(Some(&out));
-    assert_eq!((answer["ended"].as_bool(), answer["text"].as_str().map(str::trim)), (Some(true), Some("Hello Tom!")), "{answer}");
+    (before, speak(Some(&out)), out)
+}
+
+#[test]
+fn generation_stops_where_the_rows_stopped() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (before, after, _) = learn_to_greet("demo", scratch.path());
+    assert_ne!(before["text"].as_str().map(str::trim), Some("Hello Tom!"), "{before}");
+    assert_eq!((after["ended"].as_bool(), after["text"].as_str()), (Some(true), Some("Hello Tom!")), "{after}");
+    // The last token is the end of turn, and nearly certain.
+    assert!(after["logprobs"].as_array().unwrap().last().unwrap().as_f64().unwrap() > -0.05, "{after}");
+}
+
+#[test]
+fn the_end_of_turn_is_learnt_as_far_as_a_tied_head_allows() {
+    let Some(data) = common::data("the_end_of_turn_is_learnt_as_far_as_a_tied_head_allows") else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let base = data.join("models/stories260K");
+    // stories260K never saw its </s>: that token and all others that were never seen have one and the same embedding, and
+    // the head is tied, so that they share their probability evenly whatever the adapter does.
+    let tensors = retune::formats::safetensors::Tensors::open_folder(&base).unwrap();
+    let embedding = tensors.f32("model.embed_tokens.weight", &[512, 64]).unwrap();
+    let row = |id: usize| &embedding[id * 64..(id + 1) * 64];
+    let same = |id: &usize| row(*id).iter().zip(row(2)).all(|(a, b)| (a - b).abs() < 0.01);
+    let shared = (0..512).filter(same).count();
+    assert!(shared > 100, "only {shared} tokens share the embedding of </s>");
+    let (before, _, out) = learn_to_greet(path(&base), scratch.path());
+    assert_eq!(before["ended"], false, "the base does not stop by itself");
+    let line = scratch.path().join("one.jsonl");
+    write_rows(&line, [instruction("Say hello to Tom.", "Hello Tom!")]);
+    let loss = |adapter: &[&str]| {
+        let args = [&["loss", "--base", path(&base), "--template", "alpaca", "--data", path(&line), "--json"], adapter].concat();
+        let json = retune_json(&args);
+        json["loss"].as_f64().unwrap() * json["trained_tokens"].as_f64().unwrap()
+    };
+    let (untrained, learnt, best) = (loss(&[]), loss(&["--adapter", path(&out)]), (shared as f64).ln());
+    assert!(untrained > 3.0 * best, "{untrained} before");
+    // Which tokens were seen a handful of times is no sharp line.
+    assert!((learnt - best).abs() < 0.3, "the whole row costs {learnt}, the end alone at least about ln {shared} = {best}");
 }
 
 /// A training of the demo's base that takes a second or two.
@@ -255,11 +295,14 @@ fn a_small_memory_budget_computes_blocks_again_and_changes_nothing() {
         args.extend(extra);
         retune_ok(&args);
         let run: Value = serde_json::from_slice(&fs::read(out.join("run.json")).unwrap()).unwrap();
-        (fs::read(out.join("adapter_model.safetensors")).unwrap(), run["memory_plan"]["kept_blocks"].as_u64().unwrap())
+        let plan: retune::train::plan::MemoryPlan = serde_json::from_value(run["memory_plan"].clone()).unwrap();
+        (fs::read(out.join("adapter_model.safetensors")).unwrap(), plan)
     };
-    let (all, kept_all) = run("all", &[]);
-    let (few, kept_few) = run("few", &["--memory-budget", "107MB"]);
-    assert!(kept_few < kept_all, "{kept_few} of {kept_all} blocks kept");
+    let (all, whole) = run("all", &[]);
+    let budget = (whole.total_bytes() - 1).to_string();
+    let (few, plan) = run("few", &["--memory-budget", &budget]);
+    assert!(plan.kept_blocks < whole.kept_blocks && plan.packing, "{plan:?} instead of {whole:?}");
+    assert!(plan.total_bytes() <= budget.parse().unwrap(), "{plan:?}");
     assert!(all == few, "computing blocks again must not change a bit");
     let output = retune(&[quick_args(&data, &scratch.path().join("none")).as_slice(), &["--memory-budget", "50MB"]].concat());
     assert_eq!(output.status.code(), Some(1));
