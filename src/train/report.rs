@@ -41,10 +41,12 @@ fn render(run: &Value, lines: &[Line]) -> String {
     let text = |pointer: &str| {
         run.pointer(pointer).map_or_else(String::new, |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
     };
+    // A path says most by its last part; run.json has the whole.
+    let short = |pointer: &str| text(pointer).rsplit('/').next().unwrap_or_default().to_owned();
     let mut facts = vec![
         ("base", format!("{} ({})", text("/base/name"), text("/base/weights"))),
         ("data", format!("{} ({} rows, {} held out)", text("/data/path"), text("/data/rows"), text("/data/held_out"))),
-        ("template", text("/template")),
+        ("template", if text("/template") == text("/base/name") { "the base's own".to_owned() } else { short("/template") }),
         ("adapter", format!("rank {}, alpha {}", text("/adapter/rank"), text("/adapter/alpha"))),
         ("steps", steps().count().to_string()),
         ("speed", format!("{:.0} tokens/s, {:.0} s in steps", tokens as f64 / seconds.max(1e-9), seconds)),
@@ -62,7 +64,7 @@ fn render(run: &Value, lines: &[Line]) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>retune: {title}</title><style>{STYLE}</style>\
          <h1>{title}</h1><table>{rows}</table>{loss}{rate}{norm}<p class=\"small\">run {identity}</p></html>\n",
-        title = escape(&text("/base/name")),
+        title = escape(&short("/base/name")),
         loss = chart("Loss over trained tokens", &loss),
         rate = chart("Learning rate", &[curve("learning rate", "a", |s| s.learning_rate)]),
         norm = chart("Norm of the gradient, before clipping", &[curve("norm", "a", |s| s.grad_norm)]),
