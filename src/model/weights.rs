@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use retune_kernels::weight::GgmlDType;
 use retune_kernels::{DType, Weight};
 
 use super::adapter::Module;
@@ -200,7 +199,7 @@ impl Store for GgufStore<'_> {
         if info.shape != [rows, cols] {
             return Err(wrong_shape(path, name, &info.shape, &[rows, cols]));
         }
-        let dtype = weight_dtype(info.ggml_type.0).ok_or_else(|| {
+        let dtype = info.ggml_type.dtype().ok_or_else(|| {
             Error::file(
                 path,
                 format!("the tensor {name} is stored as {}, which retune cannot compute with", info.ggml_type),
@@ -217,7 +216,7 @@ impl Store for GgufStore<'_> {
         if info.shape != [len] {
             return Err(wrong_shape(path, name, &info.shape, &[len]));
         }
-        let dtype = weight_dtype(info.ggml_type.0).ok_or_else(|| {
+        let dtype = info.ggml_type.dtype().ok_or_else(|| {
             Error::file(
                 path,
                 format!("the tensor {name} is stored as {}", info.ggml_type),
@@ -244,26 +243,6 @@ impl Store for GgufStore<'_> {
     fn module(&self, module: Module) -> &'static str {
         module.gguf_name()
     }
-}
-
-/// The ids of ggml.h's `enum ggml_type` that we compute with.
-pub fn weight_dtype(ggml_type: u32) -> Option<DType> {
-    Some(match ggml_type {
-        0 => DType::F32,
-        1 => DType::F16,
-        30 => DType::BF16,
-        2 => DType::Quant(GgmlDType::Q4_0),
-        3 => DType::Quant(GgmlDType::Q4_1),
-        6 => DType::Quant(GgmlDType::Q5_0),
-        7 => DType::Quant(GgmlDType::Q5_1),
-        8 => DType::Quant(GgmlDType::Q8_0),
-        10 => DType::Quant(GgmlDType::Q2K),
-        11 => DType::Quant(GgmlDType::Q3K),
-        12 => DType::Quant(GgmlDType::Q4K),
-        13 => DType::Quant(GgmlDType::Q5K),
-        14 => DType::Quant(GgmlDType::Q6K),
-        _ => return None,
-    })
 }
 
 fn missing(path: &Path, name: &str) -> Error {
