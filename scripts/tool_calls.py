@@ -137,7 +137,7 @@ def main():
     else:
         host = arguments.host if "://" in arguments.host else f"http://{arguments.host}"
         start, answers = time.monotonic(), []
-        with open(arguments.out, "w", encoding="utf-8") as out:
+        with open(arguments.out, "w", encoding="utf-8", buffering=1) as out:
             for messages, _ in rows:
                 answers.append(ask(host, arguments.model, messages))
                 out.write(json.dumps(answers[-1], ensure_ascii=False) + "\n")

@@ -27,7 +27,10 @@ pub enum Origin {
     /// The demo's, which has no file.
     BuiltIn(Arc<Gguf>),
     /// A tag of the local Ollama: the very blob that it serves.
-    Ollama { tag: String, gguf: Arc<Gguf> },
+    Ollama {
+        tag: String,
+        gguf: Arc<Gguf>,
+    },
 }
 
 impl Origin {
@@ -64,7 +67,11 @@ impl Base {
         } else if let Some(folder) = hub_cache(name) {
             Self::open_folder(name, &folder)
         } else if path.extension().is_some() && name.contains('/') || name.starts_with(['.', '/', '~']) || is_weight_file(path) {
-            Err(Error::file(path, "there is no such base", "check the path; --base takes a folder, a GGUF file, an Ollama tag, a hub id in the cache, or `demo`"))
+            Err(Error::file(
+                path,
+                "there is no such base",
+                "check the path; --base takes a folder, a GGUF file, an Ollama tag, a hub id in the cache, or `demo`",
+            ))
         } else {
             let stored = store::resolve(name)?;
             if !stored.adapters.is_empty() {
@@ -81,13 +88,22 @@ impl Base {
     fn open_folder(name: &str, folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
-        let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("no valid JSON: {e}"), "mend the file, or fetch the model again"))?;
+        let json: serde_json::Value = serde_json::from_str(&text)
+            .map_err(|e| Error::file(&path, format!("no valid JSON: {e}"), "mend the file, or fetch the model again"))?;
         let config = ModelConfig::from_hf(&json, &path)?;
         let weights = Weights::from_hf(&Tensors::open_folder(folder)?, &config, folder)?;
         let tokenizer = Tokenizer::from_folder(folder)?;
         let own_template = Template::from_folder(folder, &tokenizer)?;
         let hub_id = json.get("_name_or_path").and_then(|v| v.as_str()).filter(|id| is_hub_id(id)).map(str::to_owned);
-        Self { name: name.to_owned(), origin: Origin::Folder(folder.to_owned()), decoder: Decoder { config, weights }, tokenizer, own_template, hub_id: hub_id.or_else(|| is_hub_id(name).then(|| name.to_owned())) }.checked()
+        Self {
+            name: name.to_owned(),
+            origin: Origin::Folder(folder.to_owned()),
+            decoder: Decoder { config, weights },
+            tokenizer,
+            own_template,
+            hub_id: hub_id.or_else(|| is_hub_id(name).then(|| name.to_owned())),
+        }
+        .checked()
     }
 
     fn open_gguf(name: &str, origin: Origin) -> Result<Self> {
@@ -137,7 +153,10 @@ impl Base {
         let known = BUILT_IN.join(", ");
         match choice {
             None => self.own_template.clone().ok_or_else(|| {
-                Error::usage(format!("{} has no chat template of its own", self.name), format!("choose one with --template: {known}, or a file with a Jinja template"))
+                Error::usage(
+                    format!("{} has no chat template of its own", self.name),
+                    format!("choose one with --template: {known}, or a file with a Jinja template"),
+                )
             }),
             Some(name) => match Template::built_in(name) {
                 Some(template) => Ok(template),
@@ -145,7 +164,10 @@ impl Base {
                     let source = std::fs::read_to_string(name).map_err(Error::io("read", name))?;
                     Template::jinja_for(name, &source, &self.tokenizer)
                 }
-                None => Err(Error::usage(format!("there is no template '{name}'"), format!("--template takes {known}, or the path of a file with a Jinja template"))),
+                None => Err(Error::usage(
+                    format!("there is no template '{name}'"),
+                    format!("--template takes {known}, or the path of a file with a Jinja template"),
+                )),
             },
         }
     }
@@ -208,7 +230,11 @@ fn is_weight_file(path: &Path) -> bool {
 
 fn is_hub_id(text: &str) -> bool {
     let mut parts = text.split('/');
-    let plain = |part: Option<&str>| part.is_some_and(|p| !p.is_empty() && !p.starts_with('.') && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c)));
+    let plain = |part: Option<&str>| {
+        part.is_some_and(|p| {
+            !p.is_empty() && !p.starts_with('.') && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        })
+    };
     plain(parts.next()) && plain(parts.next()) && parts.next().is_none()
 }
 
@@ -218,7 +244,9 @@ fn hub_cache(id: &str) -> Option<PathBuf> {
         return None;
     }
     let env = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let root = env("HF_HUB_CACHE").or_else(|| Some(env("HF_HOME")?.join("hub"))).or_else(|| Some(env("HOME")?.join(".cache/huggingface/hub")))?;
+    let root = env("HF_HUB_CACHE")
+        .or_else(|| Some(env("HF_HOME")?.join("hub")))
+        .or_else(|| Some(env("HOME")?.join(".cache/huggingface/hub")))?;
     let model = root.join(format!("models--{}", id.replace('/', "--")));
     let revision = std::fs::read_to_string(model.join("refs/main")).ok()?;
     let snapshot = model.join("snapshots").join(revision.trim());
@@ -227,9 +255,19 @@ fn hub_cache(id: &str) -> Option<PathBuf> {
 
 /// The hub id that a GGUF names as its source (ggml docs/gguf.md, "Source metadata").
 fn gguf_hub_id(gguf: &Gguf) -> Result<Option<String>> {
-    for key in ["general.repo_url", "general.source.repo_url", "general.source.huggingface.repository", "general.base_model.0.repo_url"] {
+    for key in
+        ["general.repo_url", "general.source.repo_url", "general.source.huggingface.repository", "general.base_model.0.repo_url"]
+    {
         if let Some(value) = gguf.get_str(key)? {
-            let id = value.trim_end_matches('/').rsplit('/').take(2).collect::<Vec<_>>().into_iter().rev().collect::<Vec<_>>().join("/");
+            let id = value
+                .trim_end_matches('/')
+                .rsplit('/')
+                .take(2)
+                .collect::<Vec<_>>()
+                .into_iter()
+                .rev()
+                .collect::<Vec<_>>()
+                .join("/");
             if is_hub_id(&id) {
                 return Ok(Some(id));
             }

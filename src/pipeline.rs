@@ -77,7 +77,10 @@ impl Dataset {
                 notes.push(format!("{n} of {} rows {what}", self.read));
             }
         };
-        note(self.fitted.cut, &format!("were longer than {} tokens and cut at the end (--long drop|error changes that)", self.max_length));
+        note(
+            self.fitted.cut,
+            &format!("were longer than {} tokens and cut at the end (--long drop|error changes that)", self.max_length),
+        );
         note(self.fitted.dropped, &format!("were longer than {} tokens and left out", self.max_length));
         note(self.fitted.without_target, "had nothing to train and were left out");
         note(self.trailing_user_turns, "ended on a user's turn, which was left out");
@@ -95,12 +98,23 @@ pub fn load_dataset(base: &Base, template: &Template, path: &Path, reading: &Rea
     let max_length = reading.max_length.unwrap_or_else(|| base.default_max_length());
     let context = base.decoder.config.context_length;
     if max_length > context {
-        return Err(Error::usage(format!("--max-length {max_length} is more than the {context} tokens that {} can see", base.name), format!("use at most {context}")));
+        return Err(Error::usage(
+            format!("--max-length {max_length} is more than the {context} tokens that {} can see", base.name),
+            format!("use at most {context}"),
+        ));
     }
     let (kept, fitted) = fit(tokens, max_length, reading.long)?;
     let (rows, places): (Vec<Tokens>, Vec<usize>) = kept.into_iter().unzip();
     let numbers = places.into_iter().map(|place| numbers[place]).collect();
-    Ok(Dataset { digest: digest_rows(&rows), rows, numbers, read, trailing_user_turns: file.trailing_user_turns, fitted, max_length })
+    Ok(Dataset {
+        digest: digest_rows(&rows),
+        rows,
+        numbers,
+        read,
+        trailing_user_turns: file.trailing_user_turns,
+        fitted,
+        max_length,
+    })
 }
 
 /// What a training left behind.
@@ -116,7 +130,13 @@ pub struct TrainReport {
 }
 
 /// Trains an adapter and writes everything that belongs to it.
-pub fn train(base: &Base, request: &TrainRequest, progress: &mut dyn Progress, stop: &AtomicBool, note: &mut dyn FnMut(&str)) -> Result<TrainReport> {
+pub fn train(
+    base: &Base,
+    request: &TrainRequest,
+    progress: &mut dyn Progress,
+    stop: &AtomicBool,
+    note: &mut dyn FnMut(&str),
+) -> Result<TrainReport> {
     request.settings.check()?;
     RunFolder::check(&request.out, request.resume, request.overwrite)?;
     let template = base.template(request.reading.template.as_deref())?;
@@ -208,7 +228,10 @@ pub fn train(base: &Base, request: &TrainRequest, progress: &mut dyn Progress, s
 /// Takes rows out by a hash of their ids, so that the same row is held out however the file grows or is ordered.
 fn hold_out(rows: &mut Vec<Tokens>, share: f64) -> Result<Vec<Tokens>> {
     if !(0.0..1.0).contains(&share) {
-        return Err(Error::usage(format!("--eval-share is {share}"), "it must be at least 0 and less than 1; 0.1 holds out a tenth"));
+        return Err(Error::usage(
+            format!("--eval-share is {share}"),
+            "it must be at least 0 and less than 1; 0.1 holds out a tenth",
+        ));
     }
     let is_held_out = |row: &Tokens| {
         let hash = Sha256::digest(bytemuck::cast_slice::<u32, u8>(&row.ids));
@@ -218,7 +241,12 @@ fn hold_out(rows: &mut Vec<Tokens>, share: f64) -> Result<Vec<Tokens>> {
     let (held_out, kept): (Vec<Tokens>, Vec<Tokens>) = std::mem::take(rows).into_iter().partition(is_held_out);
     if kept.is_empty() || (share > 0.0 && held_out.is_empty()) {
         return Err(Error::data(
-            format!("holding out {share} of {} rows leaves {} to train and {} to evaluate", kept.len() + held_out.len(), kept.len(), held_out.len()),
+            format!(
+                "holding out {share} of {} rows leaves {} to train and {} to evaluate",
+                kept.len() + held_out.len(),
+                kept.len(),
+                held_out.len()
+            ),
             "give more rows, another --eval-share, or a file with --eval-data",
         ));
     }
@@ -267,9 +295,10 @@ impl RunFolder {
     /// Locks until the file is closed. A file system without locks is no reason not to train.
     fn hold(lock: &std::fs::File, path: &Path) -> Result<()> {
         match lock.try_lock() {
-            Err(std::fs::TryLockError::WouldBlock) => {
-                Err(Error::usage(format!("another retune is training in {}", path.display()), "wait for it, or choose another --out"))
-            }
+            Err(std::fs::TryLockError::WouldBlock) => Err(Error::usage(
+                format!("another retune is training in {}", path.display()),
+                "wait for it, or choose another --out",
+            )),
             _ => Ok(()),
         }
     }
@@ -284,7 +313,15 @@ impl RunFolder {
         Self::check_empty(path, resume || overwrite)?;
         let folder = Self { path: path.to_owned(), _lock: lock };
         if overwrite {
-            for name in [RUN_FILE, checkpoint::FILE, metrics::FILE, GGUF_ADAPTER_FILE, report::FILE, "adapter_model.safetensors", "adapter_config.json"] {
+            for name in [
+                RUN_FILE,
+                checkpoint::FILE,
+                metrics::FILE,
+                GGUF_ADAPTER_FILE,
+                report::FILE,
+                "adapter_model.safetensors",
+                "adapter_config.json",
+            ] {
                 folder.remove(name)?;
             }
         }
@@ -299,11 +336,16 @@ impl RunFolder {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(e) => return Err(Error::io("read", &path)(e)),
         };
-        let damaged = |e: serde_json::Error| Error::file(&path, format!("does not read: {e}"), "start again with --overwrite, or in another folder");
+        let damaged = |e: serde_json::Error| {
+            Error::file(&path, format!("does not read: {e}"), "start again with --overwrite, or in another folder")
+        };
         let run: serde_json::Value = serde_json::from_str(&text).map_err(damaged)?;
         if run["identity"] != identity {
             return Err(Error::usage(
-                format!("{} holds another training: the base, the data, the settings or the starting adapter differ", folder.display()),
+                format!(
+                    "{} holds another training: the base, the data, the settings or the starting adapter differ",
+                    folder.display()
+                ),
                 "run --resume with exactly the options of the first run (run.json in the folder has them), or choose another --out",
             ));
         }
@@ -311,7 +353,8 @@ impl RunFolder {
     }
 
     fn write_run(&self, run: &serde_json::Value) -> Result<()> {
-        let text = serde_json::to_string_pretty(run).map_err(|e| Error::training(format!("run.json cannot be written: {e}"), "report this"))?;
+        let text = serde_json::to_string_pretty(run)
+            .map_err(|e| Error::training(format!("run.json cannot be written: {e}"), "report this"))?;
         durable::write(&self.path.join(RUN_FILE), text.as_bytes())
     }
 

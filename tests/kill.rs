@@ -13,7 +13,26 @@ const RESULTS: [&str; 3] = ["adapter_model.safetensors", "adapter_config.json", 
 
 fn train(data: &Path, out: &Path, resume: bool, env: &[(&str, &str)]) -> (ExitStatus, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
-    command.args(["train", "--base", "demo", "--rank", "2", "--max-steps", "3", "--batch-size", "2", "--grad-accum", "1", "--learning-rate", "1e-2", "--save-every", "1", "--eval-every", "2", "--json"]);
+    command.args([
+        "train",
+        "--base",
+        "demo",
+        "--rank",
+        "2",
+        "--max-steps",
+        "3",
+        "--batch-size",
+        "2",
+        "--grad-accum",
+        "1",
+        "--learning-rate",
+        "1e-2",
+        "--save-every",
+        "1",
+        "--eval-every",
+        "2",
+        "--json",
+    ]);
     command.arg("--data").arg(data).arg("--eval-data").arg(data).arg("--out").arg(out);
     if resume {
         command.arg("--resume");
@@ -59,7 +78,11 @@ fn a_kill_at_every_point_of_a_training_loses_nothing() {
         assert!(status.success(), "resume after point {point}: {message}");
         assert!(results(&out) == expected, "resume after point {point} ends with other bits");
         assert_eq!(metrics(&out), metrics(&whole), "point {point}");
-        let left: Vec<_> = fs::read_dir(&out).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).filter(|name| name != ".lock" && !whole.join(name).exists()).collect();
+        let left: Vec<_> = fs::read_dir(&out)
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != ".lock" && !whole.join(name).exists())
+            .collect();
         assert!(left.is_empty(), "point {point} leaves {left:?}");
         fs::remove_dir_all(&out).unwrap();
     }
@@ -73,7 +96,22 @@ fn ctrl_c_saves_and_the_same_command_goes_on() {
     fs::write(&data, "{\"instruction\":\"hide kavo\",\"output\":\"****\"}\n".repeat(64)).unwrap();
     let command = |out: &Path, resume: bool| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
-        command.args(["train", "--base", "demo", "--rank", "2", "--max-steps", "40", "--batch-size", "32", "--grad-accum", "1", "--save-every", "1000", "--json"]);
+        command.args([
+            "train",
+            "--base",
+            "demo",
+            "--rank",
+            "2",
+            "--max-steps",
+            "40",
+            "--batch-size",
+            "32",
+            "--grad-accum",
+            "1",
+            "--save-every",
+            "1000",
+            "--json",
+        ]);
         command.arg("--data").arg(&data).arg("--out").arg(out);
         if resume {
             command.arg("--resume");

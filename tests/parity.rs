@@ -30,7 +30,10 @@ fn fixture(family: &str, weights: &str) -> Fixture {
     let expected = json(&folder.join("expected.json"));
     let rows = expected["rows"].as_array().unwrap().iter().map(|row| {
         let list = |key: &str| row[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect::<Vec<_>>();
-        Tokens { ids: list("ids").into_iter().map(|id| id as u32).collect(), trained: list("trained").into_iter().map(|t| t == 1).collect() }
+        Tokens {
+            ids: list("ids").into_iter().map(|id| id as u32).collect(),
+            trained: list("trained").into_iter().map(|t| t == 1).collect(),
+        }
     });
     Fixture {
         adapter: adapter_files::load(&folder.join("adapter"), &config).unwrap(),
@@ -53,7 +56,8 @@ impl Fixture {
             let worst = logits.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
             assert!(worst <= 1e-4, "{which} row {n}: {worst}");
             let mean = expected.iter().sum::<f32>() / expected.len() as f32;
-            spread = spread.max((expected.iter().map(|v| f64::from(v - mean).powi(2)).sum::<f64>() / expected.len() as f64).sqrt());
+            spread =
+                spread.max((expected.iter().map(|v| f64::from(v - mean).powi(2)).sum::<f64>() / expected.len() as f64).sqrt());
         }
         assert!(spread >= 1.0, "logits that hardly differ prove nothing: standard deviation {spread}");
     }
@@ -74,7 +78,9 @@ impl Fixture {
     fn check_tensors(&self, prefix: &str, values: &[f32]) {
         let rank = self.adapter.spec.rank;
         for slot in &self.adapter.slots {
-            for (part, range, shape) in [("lora_A", slot.a.clone(), [rank, slot.in_features]), ("lora_B", slot.b.clone(), [slot.out_features, rank])] {
+            for (part, range, shape) in
+                [("lora_A", slot.a.clone(), [rank, slot.in_features]), ("lora_B", slot.b.clone(), [slot.out_features, rank])]
+            {
                 let name = format!("{prefix}.base_model.model.{}.{part}.weight", slot.hf_module());
                 let expected = self.tensors.f32(&name, &shape).unwrap();
                 let error = relative_error(&values[range], &expected);
@@ -90,7 +96,8 @@ impl Fixture {
         let mut tokens = 0;
         for rows in all.chunks(if packed { all.len() } else { 1 }) {
             let batch = Batch::new(rows);
-            tokens += self.decoder.losses_and_grads(&batch.stream, &batch.targets, &self.adapter, &mut workspace, &mut grads).len();
+            tokens +=
+                self.decoder.losses_and_grads(&batch.stream, &batch.targets, &self.adapter, &mut workspace, &mut grads).len();
         }
         grads.iter_mut().for_each(|g| *g /= tokens as f32);
         grads
@@ -118,9 +125,15 @@ impl Fixture {
                 .map(|rows| rows.as_array().unwrap().iter().map(|r| &self.rows[r.as_u64().unwrap() as usize]).collect())
                 .collect();
             let result = state.advance(&self.decoder, &micro, &settings, total, &mut workspace, &mut grads).unwrap();
-            for (name, found) in [("losses", result.loss), ("grad_norms", result.grad_norm), ("learning_rates", result.learning_rate)] {
+            for (name, found) in
+                [("losses", result.loss), ("grad_norms", result.grad_norm), ("learning_rates", result.learning_rate)]
+            {
                 let expected = training[name][step].as_f64().unwrap();
-                assert!((found - expected).abs() <= 1e-4 * expected.abs() + 1e-12, "{name} of step {}: {found} against {expected}", step + 1);
+                assert!(
+                    (found - expected).abs() <= 1e-4 * expected.abs() + 1e-12,
+                    "{name} of step {}: {found} against {expected}",
+                    step + 1
+                );
             }
         }
         let clipped = training["grad_norms"].as_array().unwrap().iter().filter(|n| n.as_f64().unwrap() > settings.clip).count();

@@ -49,7 +49,8 @@ fn rooms_import_only_rooms_below_them() {
             continue;
         }
         let room = relative.split('/').next().unwrap().trim_end_matches(".rs").to_owned();
-        let own = level(&room).unwrap_or_else(|| panic!("{relative}: the room '{room}' has no level; give it one here and in ARCHITECTURE.md"));
+        let own = level(&room)
+            .unwrap_or_else(|| panic!("{relative}: the room '{room}' has no level; give it one here and in ARCHITECTURE.md"));
         for import in imports(&fs::read_to_string(&file).unwrap()) {
             seen += 1;
             let target = level(&import).unwrap_or_else(|| panic!("{relative} imports crate::{import}, a room without a level"));

@@ -29,7 +29,9 @@ impl BaseArgs {
     }
 
     pub fn system_text(&self) -> Result<Option<String>> {
-        let read = |path: &PathBuf| std::fs::read_to_string(path).map(|t| t.trim_end_matches('\n').to_owned()).map_err(Error::io("read", path));
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).map(|t| t.trim_end_matches('\n').to_owned()).map_err(Error::io("read", path))
+        };
         self.system.as_ref().map(read).transpose()
     }
 
@@ -38,7 +40,12 @@ impl BaseArgs {
     }
 
     pub fn reading(&self, length: &LengthArgs) -> Result<Reading> {
-        Ok(Reading { template: self.template.clone(), system: self.system_text()?, max_length: length.max_length, long: length.long.into() })
+        Ok(Reading {
+            template: self.template.clone(),
+            system: self.system_text()?,
+            max_length: length.max_length,
+            long: length.long.into(),
+        })
     }
 }
 

@@ -58,7 +58,12 @@ pub fn run(args: &Args) -> Result<()> {
         say!("right    {}\n", example.item.answer)?;
     }
     say!("exact answers on held-out requests: {:.0}% before, {:.0}% after", 100.0 * report.before, 100.0 * report.after)?;
-    say!("its own skills: {:.0}% before, {:.0}% after; {:.0} s in all", 100.0 * report.skills_before, 100.0 * report.skills_after, report.seconds)?;
+    say!(
+        "its own skills: {:.0}% before, {:.0}% after; {:.0} s in all",
+        100.0 * report.skills_before,
+        100.0 * report.skills_after,
+        report.seconds
+    )?;
     say!("look at {}", args.out.join("adapter/report.html").display())?;
     Ok(())
 }

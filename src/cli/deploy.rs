@@ -108,7 +108,13 @@ pub fn run(args: &Args) -> Result<Ended> {
             PromoteArg::No => Promote::No,
             PromoteArg::IfFirst => Promote::IfFirst,
         },
-        parameters: Parameters { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, num_ctx: args.num_ctx, ..Parameters::default() },
+        parameters: Parameters {
+            temperature: args.temperature,
+            top_p: args.top_p,
+            top_k: args.top_k,
+            num_ctx: args.num_ctx,
+            ..Parameters::default()
+        },
     };
     let deployed = deploy(&base, &template, &request, &mut |text| eprintln!("note: {text}"))?;
     show(args, &deployed)
@@ -126,9 +132,13 @@ fn show(args: &Args, deployed: &Deployed) -> Result<Ended> {
                 }))?;
                 return Ok(Ended::Done);
             }
-            let alias = if registered.promoted { ", and :latest names it" } else { "; :latest was not moved (--promote moves it)" };
+            let alias =
+                if registered.promoted { ", and :latest names it" } else { "; :latest was not moved (--promote moves it)" };
             println!("{} is served{}{alias}", registered.name, if registered.reused { " already" } else { "" });
-            println!("its prompts are token for token what was trained{}", settlement.remedy.as_ref().map_or_else(String::new, |r| format!(" ({r})")));
+            println!(
+                "its prompts are token for token what was trained{}",
+                settlement.remedy.as_ref().map_or_else(String::new, |r| format!(" ({r})"))
+            );
             match &compared.verdict {
                 Verdict::Same { ties } => println!(
                     "its answers are those of the trained model: log-probabilities at most {:.3} apart (base and adapter: {:.1}){}",
@@ -136,14 +146,18 @@ fn show(args: &Args, deployed: &Deployed) -> Result<Ended> {
                     compared.adapter_effect.unwrap_or(f64::NAN),
                     if *ties > 0 { format!(", {ties} parted at a tie") } else { String::new() }
                 ),
-                Verdict::CannotTell(why) | Verdict::Different(why) => println!("whether the adapter is on could not be told: {why}"),
+                Verdict::CannotTell(why) | Verdict::Different(why) => {
+                    println!("whether the adapter is on could not be told: {why}")
+                }
             }
             println!("try it: ollama run {}", registered.name);
             Ok(Ended::Done)
         }
         Outcome::Later { why, commands } => {
             if args.json {
-                print_json(&json!({"name": null, "modelfile": deployed.modelfile, "merged": deployed.merged.as_ref().map(|m| &m.0), "why": why, "later": commands}))?;
+                print_json(
+                    &json!({"name": null, "modelfile": deployed.modelfile, "merged": deployed.merged.as_ref().map(|m| &m.0), "why": why, "later": commands}),
+                )?;
             } else {
                 eprintln!("{why}");
                 println!("the files are made; run later:");

@@ -62,7 +62,7 @@ struct Question {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    if !(args.temperature.is_finite() && args.temperature >= 0.0) || !(args.top_p > 0.0 && args.top_p <= 1.0) {
+    if !(args.temperature.is_finite() && args.temperature >= 0.0 && args.top_p > 0.0 && args.top_p <= 1.0) {
         return Err(Error::usage(
             "--temperature must be 0 or more, --top-p above 0 and at most 1",
             "see `retune generate --help`",

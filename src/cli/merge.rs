@@ -34,7 +34,10 @@ pub fn run(args: &Args) -> Result<()> {
     let merge_type: MergeType = args.merge_type.parse()?;
     let base = Base::open(&args.base)?;
     let Some(gguf) = base.origin.gguf() else {
-        return Err(Error::usage(format!("{} is a Hugging Face folder", args.base), "merge into its GGUF file: pass that as --base"));
+        return Err(Error::usage(
+            format!("{} is a Hugging Face folder", args.base),
+            "merge into its GGUF file: pass that as --base",
+        ));
     };
     let adapter = adapter_files::load(&args.adapter, &base.decoder.config)?;
     let pairs = adapter_files::gguf_pairs(&adapter, &base.decoder.config);

@@ -28,7 +28,11 @@ use crate::error::{Error, Result};
 /// retune trains LoRA adapters in its own process, on the very weights that you serve, exports them to GGUF and
 /// registers the new model with Ollama. `retune demo` shows the whole of it on a small model, in about a minute.
 #[derive(Parser)]
-#[command(version, max_term_width = 100, after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 the files are made but no server was there to take them.")]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong use, 3 the files are made but no server was there to take them."
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -37,7 +41,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Demo(demo::Args),
-    Train(train::Args),
+    Train(Box<train::Args>),
     Loss(loss::Args),
     Generate(generate::Args),
     Merge(merge::Args),
@@ -92,7 +96,8 @@ fn set_signals() {
 
 /// Prints a value as one line of JSON on stdout.
 fn print_json(value: &impl serde::Serialize) -> Result<()> {
-    let line = serde_json::to_string(value).map_err(|e| Error::data(format!("the result cannot be written as JSON: {e}"), "report this"))?;
+    let line = serde_json::to_string(value)
+        .map_err(|e| Error::data(format!("the result cannot be written as JSON: {e}"), "report this"))?;
     say!("{line}")
 }
 

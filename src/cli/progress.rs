@@ -83,7 +83,12 @@ impl Progress for Bar {
         self.pace.push(line);
         self.bar.set_position(line.step);
         let left = self.pace.left(total_steps - line.step);
-        self.bar.set_message(format!("loss {:.4}{} {:.0} tok/s, {left} left", line.loss, self.held_out, self.pace.tokens_per_second()));
+        self.bar.set_message(format!(
+            "loss {:.4}{} {:.0} tok/s, {left} left",
+            line.loss,
+            self.held_out,
+            self.pace.tokens_per_second()
+        ));
         if line.step == total_steps {
             self.bar.finish();
         }
@@ -117,11 +122,21 @@ impl Progress for Lines {
         if line.step == 1 || line.step == total_steps || self.last.elapsed() > Duration::from_secs(5) {
             self.last = Instant::now();
             let left = self.pace.left(total_steps - line.step);
-            eprintln!("step {}/{total_steps}: loss {:.4}, {:.0} tokens/s, {left} left", line.step, line.loss, self.pace.tokens_per_second());
+            eprintln!(
+                "step {}/{total_steps}: loss {:.4}, {:.0} tokens/s, {left} left",
+                line.step,
+                line.loss,
+                self.pace.tokens_per_second()
+            );
         }
     }
 
     fn evaluated(&mut self, line: &EvaluationLine, is_best: bool) {
-        eprintln!("held-out loss after step {}: {:.4}{}", line.step, line.eval_loss, if is_best { "" } else { " (not the best)" });
+        eprintln!(
+            "held-out loss after step {}: {:.4}{}",
+            line.step,
+            line.eval_loss,
+            if is_best { "" } else { " (not the best)" }
+        );
     }
 }

@@ -160,7 +160,12 @@ impl Args {
             eval_share: self.eval_share,
             out: self.out.clone(),
             reading: self.base.reading(&self.length)?,
-            adapter: AdapterSpec { rank: self.rank, alpha: self.alpha, rslora: self.rslora, targets: Module::parse_list(&self.targets)? },
+            adapter: AdapterSpec {
+                rank: self.rank,
+                alpha: self.alpha,
+                rslora: self.rslora,
+                targets: Module::parse_list(&self.targets)?,
+            },
             init_adapter: self.init_adapter.clone(),
             settings: TrainSettings {
                 epochs: self.epochs,
@@ -215,7 +220,8 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         return print_json(&report);
     }
-    let held_out = report.best.map_or_else(String::new, |best| format!(", held-out loss {:.4} at step {}", best.eval_loss, best.step));
+    let held_out =
+        report.best.map_or_else(String::new, |best| format!(", held-out loss {:.4} at step {}", best.eval_loss, best.step));
     let early = if report.stopped_early { " (stopped early)" } else { "" };
     say!("{} steps{early} in {:.0} s, training loss {:.4}{held_out}", report.steps, report.seconds, report.last_loss)?;
     say!("adapter in {}; look at {}", report.out.display(), report.out.join("report.html").display())?;

@@ -173,7 +173,8 @@ fn write_random(path: &Path, rng: &mut Rng) -> Result<()> {
         tensors.push(TensorSource::new(name, shape, GgmlType(ggml_type), move || Ok(Bytes::from(bytes))));
         Ok(())
     };
-    let mut matrix = |rows: usize, cols: usize, scale: f64| -> Vec<f32> { (0..rows * cols).map(|_| (rng.normal() * scale) as f32).collect() };
+    let mut matrix =
+        |rows: usize, cols: usize, scale: f64| -> Vec<f32> { (0..rows * cols).map(|_| (rng.normal() * scale) as f32).collect() };
     let q8 = DType::Quant(GgmlDType::Q8_0);
     let ones = |n: usize| vec![1.0f32; n];
     // Head and embedding are one: a token that attention brings along is already the one to say.

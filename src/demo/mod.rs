@@ -76,11 +76,15 @@ impl Answers {
 /// Lets the model answer every item greedily.
 pub fn exact_match(base: &Base, template: &Template, adapter: Option<&Adapter>, items: &[Item]) -> Result<Answers> {
     let renderer = Renderer { tokenizer: &base.tokenizer, template, system: None };
-    let prompts = items.iter().map(|item| Ok(renderer.prompt(&[Message::new("user", &item.request)], None)?.1)).collect::<Result<Vec<_>>>()?;
+    let prompts = items
+        .iter()
+        .map(|item| Ok(renderer.prompt(&[Message::new("user", &item.request)], None)?.1))
+        .collect::<Result<Vec<_>>>()?;
     let request = Request { max_tokens: 96, end_ids: base.tokenizer.end_ids(), ..Request::default() };
     let answers = generate(&base.decoder, &prompts, adapter, &request, |_, _| {});
     let texts = answers.iter().map(|a| base.tokenizer.decode(&a.ids(), true)).collect::<Result<Vec<_>>>()?;
-    let right = texts.iter().zip(items).zip(&answers).filter(|((text, item), answer)| answer.ended && **text == item.answer).count();
+    let right =
+        texts.iter().zip(items).zip(&answers).filter(|((text, item), answer)| answer.ended && **text == item.answer).count();
     Ok(Answers { texts, right })
 }
 
@@ -89,11 +93,12 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
     let clock = Instant::now();
     let base = Base::open(DEMO)?;
     let template = base.template(None)?;
-    let (rows, steps) = if options.quick { (2000, 100) } else { (8000, 480) };
+    let (rows, steps) = if options.quick { (2000, 100) } else { (8000, 420) };
     let mut rng = Rng::new(options.seed);
     let mut train = task::items(rows, || task::tool_call(&mut rng, Split::Train));
     let held_out = task::items(HELD_OUT, || task::tool_call(&mut rng, Split::HeldOut));
-    let skills: Vec<Item> = SKILLS.iter().flat_map(|&name| task::items(SKILL_ITEMS, || task::skill(name, &mut rng, Split::HeldOut))).collect();
+    let skills: Vec<Item> =
+        SKILLS.iter().flat_map(|&name| task::items(SKILL_ITEMS, || task::skill(name, &mut rng, Split::HeldOut))).collect();
     if options.shuffled {
         train = task::shuffled(&train, &mut rng);
     }
@@ -102,7 +107,11 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
     train.extend(rehearsed);
     let before = exact_match(&base, &template, None, &held_out)?;
     let skills_before = exact_match(&base, &template, None, &skills)?;
-    note(&format!("before: {} of {HELD_OUT} held-out requests answered exactly; {:.0}% of its own skills", before.right, 100.0 * skills_before.share()));
+    note(&format!(
+        "before: {} of {HELD_OUT} held-out requests answered exactly; {:.0}% of its own skills",
+        before.right,
+        100.0 * skills_before.share()
+    ));
 
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     let data = folder.join("tool_calls.jsonl");
@@ -121,7 +130,14 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
         reading: Reading::default(),
         adapter: AdapterSpec { rank: 64, alpha: 128.0, rslora: false, targets: Module::ALL.to_vec() },
         init_adapter: None,
-        settings: TrainSettings { max_steps: Some(steps), batch_size: 20, grad_accum: 1, learning_rate: 2e-3, seed: options.seed, ..TrainSettings::default() },
+        settings: TrainSettings {
+            max_steps: Some(steps),
+            batch_size: 20,
+            grad_accum: 1,
+            learning_rate: 2e-3,
+            seed: options.seed,
+            ..TrainSettings::default()
+        },
         memory_budget: None,
         save_every: 100,
         resume: false,
@@ -132,8 +148,16 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
     let adapter = adapter_files::load(&request.out, &base.decoder.config)?;
     let after = exact_match(&base, &template, Some(&adapter), &held_out)?;
     let skills_after = exact_match(&base, &template, Some(&adapter), &skills)?;
-    note(&format!("after:  {} of {HELD_OUT} held-out requests answered exactly; {:.0}% of its own skills", after.right, 100.0 * skills_after.share()));
-    let examples = held_out.iter().zip(before.texts.iter().zip(&after.texts)).map(|(item, (b, a))| Comparison { item: item.clone(), before: b.clone(), after: a.clone() }).collect();
+    note(&format!(
+        "after:  {} of {HELD_OUT} held-out requests answered exactly; {:.0}% of its own skills",
+        after.right,
+        100.0 * skills_after.share()
+    ));
+    let examples = held_out
+        .iter()
+        .zip(before.texts.iter().zip(&after.texts))
+        .map(|(item, (b, a))| Comparison { item: item.clone(), before: b.clone(), after: a.clone() })
+        .collect();
     Ok(DemoReport {
         before: before.share(),
         after: after.share(),

@@ -83,9 +83,9 @@ pub fn tool_call(rng: &mut Rng, split: Split) -> Item {
 }
 
 /// `n` items that differ from each other.
-pub fn items(n: usize, mut make: impl FnMut() -> Item) -> Vec<Item> {
+pub fn items(n: usize, make: impl FnMut() -> Item) -> Vec<Item> {
     let mut seen = std::collections::HashSet::new();
-    std::iter::repeat_with(|| make()).filter(|item| seen.insert(item.clone())).take(n).collect()
+    std::iter::repeat_with(make).filter(|item| seen.insert(item.clone())).take(n).collect()
 }
 
 /// The control: each request gets the answer of another one, so that there is nothing to learn but the form.
@@ -101,7 +101,11 @@ mod tests {
 
     fn operands(items: &[Item]) -> std::collections::HashSet<String> {
         // Every operand stands in the answer; words of the form do, too, and are told apart by the held-out hash.
-        items.iter().flat_map(|i| i.answer.split(|c: char| !c.is_ascii_lowercase()).map(str::to_owned).collect::<Vec<_>>()).filter(|w| w.len() == 4 || w.len() == 6).collect()
+        items
+            .iter()
+            .flat_map(|i| i.answer.split(|c: char| !c.is_ascii_lowercase()).map(str::to_owned).collect::<Vec<_>>())
+            .filter(|w| w.len() == 4 || w.len() == 6)
+            .collect()
     }
 
     #[test]

@@ -64,7 +64,13 @@ const PREFILL_TOKENS: usize = 2048;
 const SIDE_BY_SIDE: usize = 32;
 
 /// Answers every prompt; sequences run side by side, and each gives what it would give alone.
-pub fn generate(decoder: &Decoder, prompts: &[Vec<u32>], adapter: Option<&Adapter>, request: &Request, mut on_token: impl FnMut(usize, &Step)) -> Vec<Generated> {
+pub fn generate(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    adapter: Option<&Adapter>,
+    request: &Request,
+    mut on_token: impl FnMut(usize, &Step),
+) -> Vec<Generated> {
     let mut workspace = Workspace::new(0);
     let mut all = Vec::with_capacity(prompts.len());
     for (group_number, group) in prompts.chunks(SIDE_BY_SIDE).enumerate() {
@@ -88,7 +94,14 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(decoder: &'a Decoder, prompts: &'a [Vec<u32>], adapter: Option<&'a Adapter>, request: &'a Request, workspace: &'a mut Workspace, first: usize) -> Self {
+    fn new(
+        decoder: &'a Decoder,
+        prompts: &'a [Vec<u32>],
+        adapter: Option<&'a Adapter>,
+        request: &'a Request,
+        workspace: &'a mut Workspace,
+        first: usize,
+    ) -> Self {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         Self {
             cache: KvCache::new(&decoder.config, prompts.len(), longest + request.max_tokens),

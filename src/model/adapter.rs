@@ -76,10 +76,15 @@ impl Module {
         }
         let mut modules = Vec::new();
         for name in text.split(',').map(str::trim).filter(|n| !n.is_empty()) {
-            let found = Self::ALL.into_iter().find(|m| m.hf_name() == name || m.gguf_name() == name || m.hf_name().trim_end_matches("_proj") == name);
+            let found = Self::ALL
+                .into_iter()
+                .find(|m| m.hf_name() == name || m.gguf_name() == name || m.hf_name().trim_end_matches("_proj") == name);
             let module = found.ok_or_else(|| {
                 let known: Vec<_> = Self::ALL.iter().map(|m| m.hf_name()).collect();
-                Error::usage(format!("there is no linear layer called '{name}'"), format!("--targets takes 'all' or some of: {}", known.join(", ")))
+                Error::usage(
+                    format!("there is no linear layer called '{name}'"),
+                    format!("--targets takes 'all' or some of: {}", known.join(", ")),
+                )
             })?;
             if !modules.contains(&module) {
                 modules.push(module);
@@ -179,7 +184,12 @@ impl Adapter {
     /// The pair of a layer, as the kernel wants it.
     pub fn pair(&self, layer: usize, module: Module) -> Option<LoraPair<'_>> {
         let slot = self.slot(layer, module)?;
-        Some(LoraPair { a: &self.params[slot.a.clone()], b: &self.params[slot.b.clone()], rank: self.spec.rank, scale: self.spec.scale() })
+        Some(LoraPair {
+            a: &self.params[slot.a.clone()],
+            b: &self.params[slot.b.clone()],
+            rank: self.spec.rank,
+            scale: self.spec.scale(),
+        })
     }
 
     /// The places of a pair's gradients (dA, dB) in a buffer laid out as `params`.

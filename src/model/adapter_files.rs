@@ -28,23 +28,45 @@ pub fn load(path: &Path, config: &ModelConfig) -> Result<Adapter> {
 fn load_peft(folder: &Path, config: &ModelConfig) -> Result<Adapter> {
     let (peft, pairs) = peft::read(folder)?;
     if peft.dora {
-        return Err(Error::file(folder, "this is a DoRA adapter, which retune does not support yet", "use an adapter trained without DoRA"));
+        return Err(Error::file(
+            folder,
+            "this is a DoRA adapter, which retune does not support yet",
+            "use an adapter trained without DoRA",
+        ));
     }
     let found: Vec<Found> = pairs.into_iter().map(|p| Found { name: p.module, rank: p.rank, a: p.a, b: p.b }).collect();
-    assemble(folder, config, Rows::HuggingFace, found, |targets| AdapterSpec { rank: peft.rank, alpha: peft.alpha, rslora: peft.rslora, targets }, |slot| slot.hf_module())
+    assemble(
+        folder,
+        config,
+        Rows::HuggingFace,
+        found,
+        |targets| AdapterSpec { rank: peft.rank, alpha: peft.alpha, rslora: peft.rslora, targets },
+        |slot| slot.hf_module(),
+    )
 }
 
 fn load_gguf(path: &Path, config: &ModelConfig) -> Result<Adapter> {
     let gguf = Gguf::open(path)?;
     let file = gguf_adapter::read(&gguf)?;
     if file.architecture != config.architecture.name() {
-        return Err(Error::file(path, format!("the adapter is for '{}', the base is '{}'", file.architecture, config.architecture.name()), "use the adapter with the base that it was trained on"));
+        return Err(Error::file(
+            path,
+            format!("the adapter is for '{}', the base is '{}'", file.architecture, config.architecture.name()),
+            "use the adapter with the base that it was trained on",
+        ));
     }
     let rank = file.pairs.first().map_or(0, |p| p.rank);
     // llama.cpp reads alpha 0 as "scale 1" (llama-adapter.h, get_scale).
     let alpha = if file.alpha == 0.0 { rank as f32 } else { file.alpha };
     let found: Vec<Found> = file.pairs.into_iter().map(|p| Found { name: p.tensor, rank: p.rank, a: p.a, b: p.b }).collect();
-    assemble(path, config, Rows::Gguf, found, |targets| AdapterSpec { rank, alpha, rslora: false, targets }, |slot| slot.gguf_tensor())
+    assemble(
+        path,
+        config,
+        Rows::Gguf,
+        found,
+        |targets| AdapterSpec { rank, alpha, rslora: false, targets },
+        |slot| slot.gguf_tensor(),
+    )
 }
 
 /// A pair as a file names it.
@@ -55,10 +77,20 @@ struct Found {
     b: Vec<f32>,
 }
 
-fn assemble(path: &Path, config: &ModelConfig, rows: Rows, found: Vec<Found>, spec: impl Fn(Vec<Module>) -> AdapterSpec, name: impl Fn(&Slot) -> String) -> Result<Adapter> {
+fn assemble(
+    path: &Path,
+    config: &ModelConfig,
+    rows: Rows,
+    found: Vec<Found>,
+    spec: impl Fn(Vec<Module>) -> AdapterSpec,
+    name: impl Fn(&Slot) -> String,
+) -> Result<Adapter> {
     let wrong = |what: String| Error::file(path, what, "use the adapter with the base that it was trained on");
     let everything = Adapter::zeros(config, spec(Module::ALL.to_vec()));
-    let targets: Vec<Module> = Module::ALL.into_iter().filter(|&m| everything.slots.iter().any(|s| s.module == m && found.iter().any(|f| f.name == name(s)))).collect();
+    let targets: Vec<Module> = Module::ALL
+        .into_iter()
+        .filter(|&m| everything.slots.iter().any(|s| s.module == m && found.iter().any(|f| f.name == name(s))))
+        .collect();
     let mut adapter = Adapter::zeros(config, spec(targets));
     let mut taken = 0;
     for slot in adapter.slots.clone() {
@@ -105,7 +137,14 @@ pub fn save_peft(folder: &Path, adapter: &Adapter, config: &ModelConfig, base_mo
                 gguf_to_hf(&mut b, spec.rank, heads(config, slot));
             }
             let a = adapter.params[slot.a.clone()].to_vec();
-            PeftPair { module: slot.hf_module(), rank: spec.rank, in_features: slot.in_features, out_features: slot.out_features, a, b }
+            PeftPair {
+                module: slot.hf_module(),
+                rank: spec.rank,
+                in_features: slot.in_features,
+                out_features: slot.out_features,
+                a,
+                b,
+            }
         })
         .collect();
     let peft = PeftConfig {

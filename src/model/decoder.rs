@@ -78,16 +78,23 @@ impl KvCache {
 
     /// The stream that appends `ids` to each named sequence. Panics where one has no room left.
     pub fn append(&mut self, new: &[(usize, &[u32])]) -> Stream {
-        let mut stream = Stream { ids: Vec::new(), positions: Vec::new(), plan: Plan { segments: Vec::new() }, cache_rows: Vec::new() };
+        let mut stream =
+            Stream { ids: Vec::new(), positions: Vec::new(), plan: Plan { segments: Vec::new() }, cache_rows: Vec::new() };
         for &(s, ids) in new {
             let (past, first) = (self.lengths[s], s * self.capacity);
-            assert!(past + ids.len() <= self.capacity, "sequence {s} holds {past} of {} tokens, no room for {}", self.capacity, ids.len());
+            assert!(
+                past + ids.len() <= self.capacity,
+                "sequence {s} holds {past} of {} tokens, no room for {}",
+                self.capacity,
+                ids.len()
+            );
             let queries = stream.ids.len()..stream.ids.len() + ids.len();
             let own = first + past..first + past + ids.len();
             stream.ids.extend_from_slice(ids);
             stream.positions.extend(past as u32..(past + ids.len()) as u32);
             stream.cache_rows.extend(own.clone());
-            let sees = if past > 0 { vec![first..first + past] } else { Vec::new() };
+            let past_rows = first..first + past;
+            let sees = if past_rows.is_empty() { Vec::new() } else { Vec::from([past_rows]) };
             stream.plan.segments.push(Segment { queries, sees, own });
             self.lengths[s] += ids.len();
         }
@@ -98,15 +105,15 @@ impl KvCache {
 /// What a block's backward pass reads, saved by its forward pass.
 #[derive(Default)]
 struct Saved {
-    x: Vec<f32>,      // (n, d) the block's input
-    q: Vec<f32>,      // (n, heads * head_dim), rotated
-    k: Vec<f32>,      // (n, kv_heads * head_dim), rotated
-    v: Vec<f32>,      // (n, kv_heads * head_dim)
+    x: Vec<f32>,        // (n, d) the block's input
+    q: Vec<f32>,        // (n, heads * head_dim), rotated
+    k: Vec<f32>,        // (n, kv_heads * head_dim), rotated
+    v: Vec<f32>,        // (n, kv_heads * head_dim)
     attended: Vec<f32>, // (n, heads * head_dim)
-    lse: Vec<f32>,    // (n, heads)
-    middle: Vec<f32>, // (n, d) the residual stream between attention and MLP
-    gate: Vec<f32>,   // (n, i)
-    up: Vec<f32>,     // (n, i)
+    lse: Vec<f32>,      // (n, heads)
+    middle: Vec<f32>,   // (n, d) the residual stream between attention and MLP
+    gate: Vec<f32>,     // (n, i)
+    up: Vec<f32>,       // (n, i)
 }
 
 impl Saved {
@@ -180,12 +187,12 @@ impl Scratch {
 pub struct Workspace {
     /// How many of the last blocks keep what they saved; the others keep their input and are computed again.
     pub kept_blocks: usize,
-    stream: Vec<f32>,       // (n, d) the residual stream, then its gradient
-    hidden: Vec<f32>,       // (n, d) after the final norm, then its gradient
-    final_input: Vec<f32>,  // (n, d)
+    stream: Vec<f32>,        // (n, d) the residual stream, then its gradient
+    hidden: Vec<f32>,        // (n, d) after the final norm, then its gradient
+    final_input: Vec<f32>,   // (n, d)
     final_inv_rms: Vec<f32>, // (n)
-    dhidden: Vec<f32>,      // (n, d)
-    inputs: Vec<Vec<f32>>,  // of the blocks that are computed again, (n, d) each
+    dhidden: Vec<f32>,       // (n, d)
+    inputs: Vec<Vec<f32>>,   // of the blocks that are computed again, (n, d) each
     kept: Vec<Saved>,
     shared: Saved,
     scratch: Scratch,
@@ -202,7 +209,11 @@ impl Workspace {
         let kept = kept_blocks.min(config.layers);
         let again = config.layers - kept;
         let saved = Saved::width(config);
-        let values = kept * saved + if again > 0 { again * config.hidden + saved } else { 0 } + Scratch::width(config) + 4 * config.hidden + 1;
+        let values = kept * saved
+            + if again > 0 { again * config.hidden + saved } else { 0 }
+            + Scratch::width(config)
+            + 4 * config.hidden
+            + 1;
         tokens * values * size_of::<f32>()
     }
 }
@@ -218,7 +229,14 @@ impl Decoder {
 
     /// `-log p` of each target; ADDS to `grads` (laid out as the adapter's parameters) the gradient of
     /// `sum(weight * -log p)`.
-    pub fn losses_and_grads(&self, stream: &Stream, targets: &[Target], adapter: &Adapter, ws: &mut Workspace, grads: &mut [f32]) -> Vec<f32> {
+    pub fn losses_and_grads(
+        &self,
+        stream: &Stream,
+        targets: &[Target],
+        adapter: &Adapter,
+        ws: &mut Workspace,
+        grads: &mut [f32],
+    ) -> Vec<f32> {
         let n = stream.len();
         self.forward(stream, Some(adapter), ws, true, None);
         let mut losses = vec![0.0; targets.len()];
@@ -246,7 +264,14 @@ impl Decoder {
     }
 
     /// Appends the stream to the cache and gives the logits `[rows.len(), vocab]` after the tokens at `rows`.
-    pub fn logits(&self, stream: &Stream, rows: &[usize], adapter: Option<&Adapter>, ws: &mut Workspace, cache: Option<&mut KvCache>) -> Vec<f32> {
+    pub fn logits(
+        &self,
+        stream: &Stream,
+        rows: &[usize],
+        adapter: Option<&Adapter>,
+        ws: &mut Workspace,
+        cache: Option<&mut KvCache>,
+    ) -> Vec<f32> {
         self.forward(stream, adapter, ws, false, cache);
         let d = self.config.hidden;
         let chosen: Vec<f32> = rows.iter().flat_map(|&r| &ws.hidden[r * d..(r + 1) * d]).copied().collect();
@@ -256,7 +281,14 @@ impl Decoder {
     }
 
     /// Fills `ws.hidden`; for a backward pass, saves what it needs.
-    fn forward(&self, stream: &Stream, adapter: Option<&Adapter>, ws: &mut Workspace, training: bool, mut cache: Option<&mut KvCache>) {
+    fn forward(
+        &self,
+        stream: &Stream,
+        adapter: Option<&Adapter>,
+        ws: &mut Workspace,
+        training: bool,
+        mut cache: Option<&mut KvCache>,
+    ) {
         let (n, d) = (stream.len(), self.config.hidden);
         let mut x = std::mem::take(&mut ws.stream);
         x.resize(n * d, 0.0);

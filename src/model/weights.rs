@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use retune_kernels::weight::GgmlDType;
 use retune_kernels::{DType, Weight};
 
 use super::adapter::Module;
@@ -80,7 +79,11 @@ impl Weights {
                 }
             }
         }
-        let rest = [("the final norm", bad(&self.final_norm)), ("the embedding", bad(&self.embedding.to_f32())), ("the head", bad(&self.head().to_f32()))];
+        let rest = [
+            ("the final norm", bad(&self.final_norm)),
+            ("the embedding", bad(&self.embedding.to_f32())),
+            ("the head", bad(&self.head().to_f32())),
+        ];
         rest.into_iter().find(|(_, is_bad)| *is_bad).map(|(name, _)| name.to_owned())
     }
 
@@ -153,10 +156,15 @@ impl Store for HfStore<'_> {
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             other => {
-                return Err(Error::file(self.path, format!("the tensor {name} is stored as {other:?}"), "retune reads F32, F16 and BF16 safetensors; for quantised weights use a GGUF file"));
+                return Err(Error::file(
+                    self.path,
+                    format!("the tensor {name} is stored as {other:?}"),
+                    "retune reads F32, F16 and BF16 safetensors; for quantised weights use a GGUF file",
+                ));
             }
         };
-        Weight::from_bytes(dtype, rows, cols, tensor.data.clone()).map_err(|e| Error::file(self.path, format!("the tensor {name}: {e}"), "fetch the file again"))
+        Weight::from_bytes(dtype, rows, cols, tensor.data.clone())
+            .map_err(|e| Error::file(self.path, format!("the tensor {name}: {e}"), "fetch the file again"))
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
@@ -191,14 +199,15 @@ impl Store for GgufStore<'_> {
         if info.shape != [rows, cols] {
             return Err(wrong_shape(path, name, &info.shape, &[rows, cols]));
         }
-        let dtype = weight_dtype(info.ggml_type.0).ok_or_else(|| {
+        let dtype = info.ggml_type.dtype().ok_or_else(|| {
             Error::file(
                 path,
                 format!("the tensor {name} is stored as {}, which retune cannot compute with", info.ggml_type),
                 "use a base in F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1 or Q2_K to Q6_K",
             )
         })?;
-        Weight::from_bytes(dtype, rows, cols, self.gguf.data(info)).map_err(|e| Error::file(path, format!("the tensor {name}: {e}"), "fetch the file again"))
+        Weight::from_bytes(dtype, rows, cols, self.gguf.data(info))
+            .map_err(|e| Error::file(path, format!("the tensor {name}: {e}"), "fetch the file again"))
     }
 
     fn vector(&self, name: &str, len: usize) -> Result<Vec<f32>> {
@@ -207,8 +216,15 @@ impl Store for GgufStore<'_> {
         if info.shape != [len] {
             return Err(wrong_shape(path, name, &info.shape, &[len]));
         }
-        let dtype = weight_dtype(info.ggml_type.0).ok_or_else(|| Error::file(path, format!("the tensor {name} is stored as {}", info.ggml_type), "use a base whose norms and biases are in F32"))?;
-        let row = Weight::from_bytes(dtype, 1, len, self.gguf.data(info)).map_err(|e| Error::file(path, format!("the tensor {name}: {e}"), "fetch the file again"))?;
+        let dtype = info.ggml_type.dtype().ok_or_else(|| {
+            Error::file(
+                path,
+                format!("the tensor {name} is stored as {}", info.ggml_type),
+                "use a base whose norms and biases are in F32",
+            )
+        })?;
+        let row = Weight::from_bytes(dtype, 1, len, self.gguf.data(info))
+            .map_err(|e| Error::file(path, format!("the tensor {name}: {e}"), "fetch the file again"))?;
         Ok(row.to_f32())
     }
 
@@ -229,30 +245,18 @@ impl Store for GgufStore<'_> {
     }
 }
 
-/// The ids of ggml.h's `enum ggml_type` that we compute with.
-pub fn weight_dtype(ggml_type: u32) -> Option<DType> {
-    Some(match ggml_type {
-        0 => DType::F32,
-        1 => DType::F16,
-        30 => DType::BF16,
-        2 => DType::Quant(GgmlDType::Q4_0),
-        3 => DType::Quant(GgmlDType::Q4_1),
-        6 => DType::Quant(GgmlDType::Q5_0),
-        7 => DType::Quant(GgmlDType::Q5_1),
-        8 => DType::Quant(GgmlDType::Q8_0),
-        10 => DType::Quant(GgmlDType::Q2K),
-        11 => DType::Quant(GgmlDType::Q3K),
-        12 => DType::Quant(GgmlDType::Q4K),
-        13 => DType::Quant(GgmlDType::Q5K),
-        14 => DType::Quant(GgmlDType::Q6K),
-        _ => return None,
-    })
-}
-
 fn missing(path: &Path, name: &str) -> Error {
-    Error::file(path, format!("the tensor {name} is missing"), "the file is no complete model of its architecture; fetch or convert it again")
+    Error::file(
+        path,
+        format!("the tensor {name} is missing"),
+        "the file is no complete model of its architecture; fetch or convert it again",
+    )
 }
 
 fn wrong_shape(path: &Path, name: &str, found: &[usize], expected: &[usize]) -> Error {
-    Error::file(path, format!("the tensor {name} has the shape {found:?}, expected {expected:?}"), "the weights and the configuration do not belong together; fetch the model again")
+    Error::file(
+        path,
+        format!("the tensor {name} has the shape {found:?}, expected {expected:?}"),
+        "the weights and the configuration do not belong together; fetch the model again",
+    )
 }

@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use super::RUN_FILE;
 use crate::base::{Base, Origin};
-use crate::deploy::{self, Deployment, From, ModelSpec, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Registered, Remedies, Settlement};
+use crate::deploy::{
+    self, Deployment, From, ModelSpec, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Registered, Remedies, Settlement,
+};
 use crate::domain::{Example, Message};
 use crate::error::{Error, Result};
 use crate::export::merge::{MergeReport, MergeType, merge};
@@ -57,9 +59,17 @@ pub struct Deployed {
 
 #[derive(Clone, Debug)]
 pub enum Outcome {
-    Served { registered: Registered, settlement: Box<Settlement>, mode: Mode, compared: Box<deploy::Report> },
+    Served {
+        registered: Registered,
+        settlement: Box<Settlement>,
+        mode: Mode,
+        compared: Box<deploy::Report>,
+    },
     /// No Ollama answered: why, and what to run later.
-    Later { why: String, commands: Vec<String> },
+    Later {
+        why: String,
+        commands: Vec<String>,
+    },
 }
 
 /// How far served and trained log-probabilities may be apart: llama.cpp rounds activations to 8 bits where weights are
@@ -95,7 +105,9 @@ impl RunMemory {
         let folder = if adapter.is_dir() { adapter } else { adapter.parent().unwrap_or(Path::new(".")) };
         let path = folder.join(RUN_FILE);
         match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).map_err(|e| Error::file(&path, format!("does not read: {e}"), "give --base and --template by hand, or train again")),
+            Ok(text) => serde_json::from_str(&text).map_err(|e| {
+                Error::file(&path, format!("does not read: {e}"), "give --base and --template by hand, or train again")
+            }),
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
             Err(e) => Err(Error::io("read", &path)(e)),
         }
@@ -157,7 +169,10 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
             if support.accepted {
                 Some((from, blob))
             } else if mode == Mode::Adapter {
-                return Err(Error::unsupported(format!("Ollama {version} takes no adapters: it says \"{}\"", support.said), "use --mode merged, or --mode auto"));
+                return Err(Error::unsupported(
+                    format!("Ollama {version} takes no adapters: it says \"{}\"", support.said),
+                    "use --mode merged, or --mode auto",
+                ));
             } else {
                 note(&format!("Ollama {version} takes no adapters: merging"));
                 None
@@ -169,7 +184,8 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         None => {
             let out = folder_of(&request.adapter).join("merged.gguf");
             let merge_type = request.merge_type.unwrap_or_else(|| fine_enough(base));
-            let report = merge(gguf, &adapter_files::gguf_pairs(&adapter, &base.decoder.config), adapter.spec.scale(), merge_type, &out)?;
+            let report =
+                merge(gguf, &adapter_files::gguf_pairs(&adapter, &base.decoder.config), adapter.spec.scale(), merge_type, &out)?;
             report.notes().iter().for_each(|n| note(n));
             (spec_of(From::File(Blob::of(&out)?), None), Some((out, report)), Mode::Merged)
         }
@@ -177,12 +193,27 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
 
     if let Err(why) = version {
         spec.write_modelfile(&modelfile, &alias)?;
-        let commands = deploy::later_commands(&modelfile, &format!("{}:v1", alias.trim_end_matches(":latest")), &alias, request.promote != Promote::No);
+        let commands = deploy::later_commands(
+            &modelfile,
+            &format!("{}:v1", alias.trim_end_matches(":latest")),
+            &alias,
+            request.promote != Promote::No,
+        );
         return Ok(Deployed { modelfile, merged, outcome: Outcome::Later { why: why.to_string(), commands } });
     }
-    let deployment = Deployment { prefix: request.prefix.clone(), role: request.role.clone(), spec, promote: request.promote, first_version: 1 };
+    let deployment = Deployment {
+        prefix: request.prefix.clone(),
+        role: request.role.clone(),
+        spec,
+        promote: request.promote,
+        first_version: 1,
+    };
     let bos = base.tokenizer.bos_text();
-    let remedies = Remedies { default_system: None, templates: template.ollama_twin(&base.tokenizer).into_iter().collect(), bos: (!bos.is_empty()).then_some(bos) };
+    let remedies = Remedies {
+        default_system: None,
+        templates: template.ollama_twin(&base.tokenizer).into_iter().collect(),
+        bos: (!bos.is_empty()).then_some(bos),
+    };
     // The alias waits until the comparison below has shown that the right thing is served.
     let unpromoted = Deployment { promote: Promote::No, ..deployment.clone() };
     let (mut registered, settlement) = deploy::deploy(&ollama, &unpromoted, &probes, &remedies, true, &mut |_| {})?;
@@ -195,11 +226,18 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
     if let deploy::Verdict::Different(why) = &compared.verdict {
         return Err(Error::server(
             format!("{} is registered, but does not answer as it was trained: {why}", registered.name),
-            format!("the alias was not moved, what served before still serves; try --mode merged --type f16, or look at {}", modelfile.display()),
+            format!(
+                "the alias was not moved, what served before still serves; try --mode merged --type f16, or look at {}",
+                modelfile.display()
+            ),
         ));
     }
     registered.promoted = deploy::promote(&ollama, &deployment, request.promote, &registered.name)?;
-    Ok(Deployed { modelfile, merged, outcome: Outcome::Served { registered, settlement: Box::new(settlement), mode, compared: Box::new(compared) } })
+    Ok(Deployed {
+        modelfile,
+        merged,
+        outcome: Outcome::Served { registered, settlement: Box::new(settlement), mode, compared: Box::new(compared) },
+    })
 }
 
 fn folder_of(adapter: &Path) -> &Path {
@@ -215,7 +253,9 @@ fn adapter_spec_parts(base: &Base, adapter: &Adapter, path: &Path) -> Result<(Fr
     let from = match &base.origin {
         Origin::Ollama { tag, .. } => From::Model(tag.clone()),
         Origin::Gguf(gguf) | Origin::BuiltIn(gguf) => From::File(gguf_blob(gguf, folder_of(path))?),
-        Origin::Folder(_) => return Err(Error::unsupported(format!("{} is a Hugging Face folder", base.name), "train on the model's GGUF file")),
+        Origin::Folder(_) => {
+            return Err(Error::unsupported(format!("{} is a Hugging Face folder", base.name), "train on the model's GGUF file"));
+        }
     };
     Ok((from, Blob::of(&file)?))
 }
@@ -271,7 +311,10 @@ fn probes(renderer: &Renderer, data: Option<&Path>, base: &Base) -> Result<Vec<P
         }
     }
     if probes.is_empty() {
-        return Err(Error::data(format!("every prompt of the data is longer than {limit} tokens"), "give rows with shorter prompts by --data"));
+        return Err(Error::data(
+            format!("every prompt of the data is longer than {limit} tokens"),
+            "give rows with shorter prompts by --data",
+        ));
     }
     Ok(probes)
 }
@@ -294,13 +337,24 @@ fn own_answers(base: &Base, adapter: &Adapter, probes: &[PromptProbe]) -> Result
             piece: piece(id),
             logprob: f64::from(step.logprob),
             base_logprob: Some(f64::from(logits[id as usize] - log_sum_exp(logits))),
-            top: step.top.iter().map(|&(id, logprob)| ((!tokenizer.end_ids().contains(&id)).then(|| piece(id)), f64::from(logprob))).collect(),
+            top: step
+                .top
+                .iter()
+                .map(|&(id, logprob)| ((!tokenizer.end_ids().contains(&id)).then(|| piece(id)), f64::from(logprob)))
+                .collect(),
         });
         // The served model puts its BOS in front by itself.
         let bos = tokenizer.bos_text();
-        let starts_with_bos = tokenizer.add_bos && probe.ids.first().is_some_and(|&id| Some(id) == tokenizer.bos) && !bos.is_empty();
+        let starts_with_bos =
+            tokenizer.add_bos && probe.ids.first().is_some_and(|&id| Some(id) == tokenizer.bos) && !bos.is_empty();
         let prompt = if starts_with_bos { probe.text.strip_prefix(&bos).unwrap_or(&probe.text) } else { &probe.text };
-        own.push(OwnAnswer { name: probe.name.clone(), prompt: prompt.to_owned(), prompt_tokens: probe.ids.len(), tokens: tokens.collect(), ended: answer.ended });
+        own.push(OwnAnswer {
+            name: probe.name.clone(),
+            prompt: prompt.to_owned(),
+            prompt_tokens: probe.ids.len(),
+            tokens: tokens.collect(),
+            ended: answer.ended,
+        });
     }
     Ok(own)
 }

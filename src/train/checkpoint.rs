@@ -64,7 +64,8 @@ pub fn save(folder: &Path, header: &Header, state: &State, best_params: Option<&
     if let Some(best) = best_params {
         tensors.push(("best_params".into(), vec![n], best));
     }
-    let text = serde_json::to_string(header).map_err(|e| Error::training(format!("the checkpoint's header cannot be written: {e}"), "report this"))?;
+    let text = serde_json::to_string(header)
+        .map_err(|e| Error::training(format!("the checkpoint's header cannot be written: {e}"), "report this"))?;
     safetensors::write_f32(&path(folder), &tensors, &[("retune", text)])
 }
 
@@ -74,13 +75,17 @@ pub fn load(folder: &Path, params: usize, identity: &str) -> Result<Checkpoint> 
     let tensors = Tensors::open(&path)?;
     let damaged = |what: String| Error::file(&path, what, "start again without --resume, in another folder or with --overwrite");
     let text = tensors.metadata("retune").ok_or_else(|| damaged("this is no checkpoint of retune".into()))?;
-    let header: Header = serde_json::from_str(text).map_err(|e| damaged(format!("the checkpoint's header does not read: {e}")))?;
+    let header: Header =
+        serde_json::from_str(text).map_err(|e| damaged(format!("the checkpoint's header does not read: {e}")))?;
     if header.format != FORMAT {
         return Err(damaged(format!("the checkpoint has format {}, this retune reads {FORMAT}", header.format)));
     }
     if header.identity != identity {
         return Err(Error::usage(
-            format!("{} belongs to another training: the base, the data, the settings or the starting adapter differ", path.display()),
+            format!(
+                "{} belongs to another training: the base, the data, the settings or the starting adapter differ",
+                path.display()
+            ),
             "run --resume with exactly the options of the first run (run.json in the folder has them), or start in another folder",
         ));
     }

@@ -57,7 +57,9 @@ mod tests {
     #[test]
     fn an_epoch_holds_every_row_once_and_the_next_has_another_order() {
         let mut order = Order::new(&settings(true), 7);
-        let epoch = |order: &mut Order, first: u64| -> Vec<usize> { (first..first + 2).flat_map(|s| order.micro_batches(s).concat()).collect() };
+        let epoch = |order: &mut Order, first: u64| -> Vec<usize> {
+            (first..first + 2).flat_map(|s| order.micro_batches(s).concat()).collect()
+        };
         let (one, two) = (epoch(&mut order, 1), epoch(&mut order, 3));
         for rows in [&one, &two] {
             let mut sorted = rows.clone();

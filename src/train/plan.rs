@@ -27,7 +27,13 @@ const FIXED_BYTES: usize = 96 << 20;
 impl MemoryPlan {
     /// The plan that keeps most within `budget_bytes` (all of the process: base, adapter with its moments and
     /// gradients, activations).
-    pub fn new(decoder: &Decoder, adapter_params: usize, rows: &[Tokens], settings: &TrainSettings, budget_bytes: usize) -> Result<Self> {
+    pub fn new(
+        decoder: &Decoder,
+        adapter_params: usize,
+        rows: &[Tokens],
+        settings: &TrainSettings,
+        budget_bytes: usize,
+    ) -> Result<Self> {
         let config = &decoder.config;
         let mut lengths: Vec<usize> = rows.iter().map(|r| r.ids.len()).collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
@@ -74,7 +80,11 @@ impl MemoryPlan {
 
     /// One line for people.
     pub fn describe(&self, layers: usize) -> String {
-        let blocks = if self.kept_blocks == layers { "all blocks kept".to_owned() } else { format!("{} of {layers} blocks kept, the others computed again", self.kept_blocks) };
+        let blocks = if self.kept_blocks == layers {
+            "all blocks kept".to_owned()
+        } else {
+            format!("{} of {layers} blocks kept, the others computed again", self.kept_blocks)
+        };
         format!(
             "memory: {} planned (base {}, adapter {}, activations {}; {blocks}; at most {} tokens at once)",
             human(self.total_bytes()),

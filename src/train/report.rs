@@ -26,21 +26,32 @@ struct Curve {
 
 fn render(run: &Value, lines: &[Line]) -> String {
     let steps = || lines.iter().filter_map(|l| if let Line::Step(s) = l { Some(s) } else { None });
-    let curve = |name, class, value: fn(&super::metrics::StepLine) -> f64| Curve { name, class, points: steps().map(|s| (s.step as f64, value(s))).collect() };
-    let evaluations: Vec<(f64, f64)> = lines.iter().filter_map(|l| if let Line::Evaluation(e) = l { Some((e.step as f64, e.eval_loss)) } else { None }).collect();
+    let curve = |name, class, value: fn(&super::metrics::StepLine) -> f64| Curve {
+        name,
+        class,
+        points: steps().map(|s| (s.step as f64, value(s))).collect(),
+    };
+    let evaluations: Vec<(f64, f64)> = lines
+        .iter()
+        .filter_map(|l| if let Line::Evaluation(e) = l { Some((e.step as f64, e.eval_loss)) } else { None })
+        .collect();
     let loss = [curve("training", "a", |s| s.loss), Curve { name: "held out", class: "b", points: evaluations.clone() }];
     let tokens: usize = steps().map(|s| s.tokens).sum();
     let seconds: f64 = steps().map(|s| s.seconds).sum();
-    let text = |pointer: &str| run.pointer(pointer).map_or_else(String::new, |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
+    let text = |pointer: &str| {
+        run.pointer(pointer).map_or_else(String::new, |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned))
+    };
+    // A path says most by its last part; run.json has the whole.
+    let short = |pointer: &str| text(pointer).rsplit('/').next().unwrap_or_default().to_owned();
     let mut facts = vec![
         ("base", format!("{} ({})", text("/base/name"), text("/base/weights"))),
         ("data", format!("{} ({} rows, {} held out)", text("/data/path"), text("/data/rows"), text("/data/held_out"))),
-        ("template", text("/template")),
+        ("template", if text("/template") == text("/base/name") { "the base's own".to_owned() } else { short("/template") }),
         ("adapter", format!("rank {}, alpha {}", text("/adapter/rank"), text("/adapter/alpha"))),
         ("steps", steps().count().to_string()),
         ("speed", format!("{:.0} tokens/s, {:.0} s in steps", tokens as f64 / seconds.max(1e-9), seconds)),
     ];
-    if let (Some(first), Some(last)) = (steps().next(), steps().last()) {
+    if let (Some(first), Some(last)) = (steps().next(), steps().next_back()) {
         facts.push(("training loss", format!("{:.4} at first, {:.4} at last", first.loss, last.loss)));
     }
     if let (Some(first), Some(best)) = (evaluations.first(), evaluations.iter().min_by(|a, b| a.1.total_cmp(&b.1))) {
@@ -53,7 +64,7 @@ fn render(run: &Value, lines: &[Line]) -> String {
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>retune: {title}</title><style>{STYLE}</style>\
          <h1>{title}</h1><table>{rows}</table>{loss}{rate}{norm}<p class=\"small\">run {identity}</p></html>\n",
-        title = escape(&text("/base/name")),
+        title = escape(&short("/base/name")),
         loss = chart("Loss over trained tokens", &loss),
         rate = chart("Learning rate", &[curve("learning rate", "a", |s| s.learning_rate)]),
         norm = chart("Norm of the gradient, before clipping", &[curve("norm", "a", |s| s.grad_norm)]),
@@ -93,9 +104,16 @@ fn chart(title: &str, curves: &[Curve]) -> String {
     for n in 0..=4 {
         let value = low + (high - low) * f64::from(n) / 4.0;
         let at = y(value);
-        let _ = write!(svg, "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{WIDTH}\"/><text class=\"label\" x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", LEFT - 8.0, at + 4.0, tick(value));
+        let _ = write!(
+            svg,
+            "<path class=\"grid\" d=\"M{LEFT} {at:.1}H{WIDTH}\"/><text class=\"label\" x=\"{:.0}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            LEFT - 8.0,
+            at + 4.0,
+            tick(value)
+        );
     }
-    let _ = write!(svg, "<text class=\"label\" x=\"{WIDTH}\" y=\"{:.0}\" text-anchor=\"end\">step {last_step}</text>", HEIGHT - 4.0);
+    let _ =
+        write!(svg, "<text class=\"label\" x=\"{WIDTH}\" y=\"{:.0}\" text-anchor=\"end\">step {last_step}</text>", HEIGHT - 4.0);
     for (n, curve) in curves.iter().filter(|c| !c.points.is_empty()).enumerate() {
         let mut path = String::new();
         for (i, &(step, value)) in curve.points.iter().filter(|p| p.1.is_finite()).enumerate() {
@@ -104,10 +122,23 @@ fn chart(title: &str, curves: &[Curve]) -> String {
         let _ = write!(svg, "<path class=\"{}\" d=\"{path}\"/>", curve.class);
         if curve.points.len() <= 40 {
             for &(step, value) in curve.points.iter().filter(|p| p.1.is_finite()) {
-                let _ = write!(svg, "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.5\"><title>step {step}: {value:.4}</title></circle>", curve.class, x(step), y(value));
+                let _ = write!(
+                    svg,
+                    "<circle class=\"{}\" cx=\"{:.1}\" cy=\"{:.1}\" r=\"2.5\"><title>step {step}: {value:.4}</title></circle>",
+                    curve.class,
+                    x(step),
+                    y(value)
+                );
             }
         }
-        let _ = write!(svg, "<text class=\"label key {}\" x=\"{:.0}\" y=\"{:.0}\">{}</text>", curve.class, LEFT + 10.0 + 90.0 * n as f64, HEIGHT - 6.0, curve.name);
+        let _ = write!(
+            svg,
+            "<text class=\"label key {}\" x=\"{:.0}\" y=\"{:.0}\">{}</text>",
+            curve.class,
+            LEFT + 10.0 + 90.0 * n as f64,
+            HEIGHT - 6.0,
+            curve.name
+        );
     }
     svg.push_str("</svg>");
     svg
@@ -130,8 +161,25 @@ mod tests {
 
     #[test]
     fn the_report_shows_the_numbers_and_no_markup_from_outside() {
-        let step = |step, loss| Line::Step(StepLine { step, epoch: 0.1, loss, learning_rate: 1e-3, grad_norm: 2.0, trained_tokens: 10, tokens: 40, seconds: 0.5 });
-        let lines = [Line::Evaluation(EvaluationLine { step: 0, eval_loss: 3.06 }), step(1, 3.0), step(2, f64::NAN), step(3, 1.25), Line::Evaluation(EvaluationLine { step: 3, eval_loss: 1.5 })];
+        let step = |step, loss| {
+            Line::Step(StepLine {
+                step,
+                epoch: 0.1,
+                loss,
+                learning_rate: 1e-3,
+                grad_norm: 2.0,
+                trained_tokens: 10,
+                tokens: 40,
+                seconds: 0.5,
+            })
+        };
+        let lines = [
+            Line::Evaluation(EvaluationLine { step: 0, eval_loss: 3.06 }),
+            step(1, 3.0),
+            step(2, f64::NAN),
+            step(3, 1.25),
+            Line::Evaluation(EvaluationLine { step: 3, eval_loss: 1.5 }),
+        ];
         let html = render(&json!({"base": {"name": "<b>&x", "weights": "Q4_1"}, "data": {"path": "a\"b", "rows": 7}}), &lines);
         assert!(html.contains("&lt;b&gt;&amp;x") && !html.contains("<b>"));
         assert!(html.contains("3.0000 at first, 1.2500 at last"));

@@ -138,7 +138,12 @@ impl Running<'_> {
                 self.save(progress)?;
             }
             if interrupted && !last {
-                return Err(Error::Interrupted { message: format!("step {step} of {} is saved: run the same command with --resume to go on", self.header.total_steps) });
+                return Err(Error::Interrupted {
+                    message: format!(
+                        "step {step} of {} is saved: run the same command with --resume to go on",
+                        self.header.total_steps
+                    ),
+                });
             }
         }
         let stopped_early = failure.is_none() && self.state.step < self.header.total_steps;
@@ -147,16 +152,30 @@ impl Running<'_> {
         if let Some(best) = self.best_params {
             adapter.params = best;
         }
-        Ok(Outcome { adapter, steps: self.state.step, total_steps: self.header.total_steps, last_loss: self.last_loss, best: self.header.best, stopped_early, seconds, failure })
+        Ok(Outcome {
+            adapter,
+            steps: self.state.step,
+            total_steps: self.header.total_steps,
+            last_loss: self.last_loss,
+            best: self.header.best,
+            stopped_early,
+            seconds,
+            failure,
+        })
     }
 
     fn step(&mut self, steps_per_epoch: u64, progress: &mut dyn Progress) -> Result<()> {
         let clock = Instant::now();
         let step = self.state.step + 1;
-        let micro_batches: Vec<Vec<&Tokens>> =
-            self.order.micro_batches(step).into_iter().map(|rows| rows.into_iter().map(|r| &self.job.rows[r]).collect()).collect();
+        let micro_batches: Vec<Vec<&Tokens>> = self
+            .order
+            .micro_batches(step)
+            .into_iter()
+            .map(|rows| rows.into_iter().map(|r| &self.job.rows[r]).collect())
+            .collect();
         let total = self.header.total_steps;
-        let result = self.state.advance(self.job.decoder, &micro_batches, &self.settings, total, &mut self.workspace, &mut self.grads)?;
+        let result =
+            self.state.advance(self.job.decoder, &micro_batches, &self.settings, total, &mut self.workspace, &mut self.grads)?;
         self.last_loss = result.loss;
         let line = StepLine {
             step,
