@@ -134,23 +134,21 @@ fn show(args: &Args, deployed: &Deployed) -> Result<Ended> {
             }
             let alias =
                 if registered.promoted { ", and :latest names it" } else { "; :latest was not moved (--promote moves it)" };
-            println!("{} is served{}{alias}", registered.name, if registered.reused { " already" } else { "" });
-            println!(
+            say!("{} is served{}{alias}", registered.name, if registered.reused { " already" } else { "" })?;
+            say!(
                 "its prompts are token for token what was trained{}",
                 settlement.remedy.as_ref().map_or_else(String::new, |r| format!(" ({r})"))
-            );
+            )?;
             match &compared.verdict {
-                Verdict::Same { ties } => println!(
+                Verdict::Same { ties } => say!(
                     "its answers are those of the trained model: log-probabilities at most {:.3} apart (base and adapter: {:.1}){}",
                     compared.max_abs_difference,
                     compared.adapter_effect.unwrap_or(f64::NAN),
                     if *ties > 0 { format!(", {ties} parted at a tie") } else { String::new() }
-                ),
-                Verdict::CannotTell(why) | Verdict::Different(why) => {
-                    println!("whether the adapter is on could not be told: {why}")
-                }
+                )?,
+                Verdict::CannotTell(why) | Verdict::Different(why) => say!("whether the adapter is on could not be told: {why}")?,
             }
-            println!("try it: ollama run {}", registered.name);
+            say!("try it: ollama run {}", registered.name)?;
             Ok(Ended::Done)
         }
         Outcome::Later { why, commands } => {
@@ -159,9 +157,11 @@ fn show(args: &Args, deployed: &Deployed) -> Result<Ended> {
                     &json!({"name": null, "modelfile": deployed.modelfile, "merged": deployed.merged.as_ref().map(|m| &m.0), "why": why, "later": commands}),
                 )?;
             } else {
-                eprintln!("{why}");
-                println!("the files are made; run later:");
-                commands.iter().for_each(|c| println!("  {c}"));
+                esay!("{why}");
+                say!("the files are made; run later:")?;
+                for command in commands {
+                    say!("  {command}")?;
+                }
             }
             Ok(Ended::WithoutServer)
         }
