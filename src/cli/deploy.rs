@@ -157,7 +157,7 @@ fn show(args: &Args, deployed: &Deployed) -> Result<Ended> {
                     &json!({"name": null, "modelfile": deployed.modelfile, "merged": deployed.merged.as_ref().map(|m| &m.0), "why": why, "later": commands}),
                 )?;
             } else {
-                esay!("{why}");
+                eprintln!("{why}");
                 say!("the files are made; run later:")?;
                 for command in commands {
                     say!("  {command}")?;
