@@ -53,8 +53,9 @@ pub struct Divergence {
 }
 
 impl Divergence {
-    pub fn is_tie(&self) -> bool {
-        self.gap.is_some_and(|gap| gap.abs() <= TIE_LOGPROB)
+    /// Whether log-probabilities that may be `tolerance` apart explain it.
+    pub fn is_tie(&self, tolerance: f64) -> bool {
+        self.gap.is_some_and(|gap| gap.abs() <= tolerance.max(TIE_LOGPROB))
     }
 }
 
@@ -182,7 +183,7 @@ fn judge(answers: &[Compared], tolerance: f64) -> Verdict {
             one.name
         ));
     }
-    let parted = |one: &&Compared| one.divergence.as_ref().is_some_and(|divergence| !divergence.is_tie());
+    let parted = |one: &&Compared| one.divergence.as_ref().is_some_and(|divergence| !divergence.is_tie(tolerance));
     if let Some(one) = answers.iter().find(parted)
         && let Some(divergence) = &one.divergence
     {
