@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use retune_kernels::attention::{self, Heads, Plan, Saved, Segment};
 use retune_kernels::cross_entropy::{self, Target};
-use retune_kernels::lora_linear::{LoraLinear, LoraPair};
+use retune_kernels::lora_linear::{LoraGrads, LoraLinear, LoraPair};
 use retune_kernels::matmul::{Mat, gemm};
 use retune_kernels::rng::Rng;
 use retune_kernels::weight::GgmlDType;
@@ -123,13 +123,17 @@ fn ops() {
 
     let weight = Weight::from_f32(normal(1536 * 576, 1), 1536, 576);
     let (a, b) = (normal(16 * 576, 2), normal(1536 * 16, 3));
-    let layer = LoraLinear { weight: &weight, bias: None, lora: Some(LoraPair { a: &a, b: &b, rank: 16, scale: 2.0 }) };
+    let pair = LoraPair { a: &a, b: &b, rank: 16, scale: 2.0, dora: None, dropout: None };
+    let layer = LoraLinear { weight: &weight, bias: None, lora: Some(pair) };
     let (mut y, mut scratch) = (normal(n * 1536, 4), Vec::new());
     let operations = 2 * n * 576 * 1536;
-    let time = seconds(|| layer.forward(&x, n, black_box(&mut y), &mut scratch));
+    let time = seconds(|| layer.forward(&x, n, black_box(&mut y), None, &mut scratch));
     line("lora_linear forward, rank 16 (work of W alone)", operations, 0, time);
     let (mut dx, mut da, mut db) = (vec![0.0; n * 576], vec![0.0; 16 * 576], vec![0.0; 1536 * 16]);
-    let time = seconds(|| layer.backward(&y, &x, n, Some(black_box(&mut dx)), Some((&mut da, &mut db)), &mut scratch));
+    let time = seconds(|| {
+        let grads = LoraGrads { a: &mut da, b: &mut db, magnitude: &mut [], unscaled: &[] };
+        layer.backward(&y, &x, n, Some(black_box(&mut dx)), Some(grads), &mut scratch);
+    });
     line("lora_linear backward (work of W alone)", operations, 0, time);
 
     for dtype in [DType::F32, DType::Quant(GgmlDType::Q8_0)] {
