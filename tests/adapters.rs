@@ -177,6 +177,54 @@ fn a_dora_adapter_speaks_and_its_merged_file_says_the_same() {
     assert!((with - loss(&data, "demo", &[])).abs() > 0.5 * with);
 }
 
+/// PEFT loads the very folder that a training left, and finds the same loss for every row.
+#[test]
+fn peft_agrees_on_a_dora_adapter_that_was_trained_here() {
+    const SCRIPT: &str = r#"
+import json, sys, torch
+from transformers import AutoModelForCausalLM
+from peft import PeftModel
+base, adapter, rows = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter).eval()
+for row in map(json.loads, open(rows)):
+    ids, trained = torch.tensor([row["ids"]]), torch.tensor(row["trained"][1:], dtype=torch.bool)
+    with torch.no_grad():
+        losses = torch.nn.functional.cross_entropy(model(input_ids=ids).logits[0, :-1], ids[0, 1:], reduction="none")
+    print("loss", float(losses[trained].sum()))
+"#;
+    let test = "peft_agrees_on_a_dora_adapter_that_was_trained_here";
+    let (Some(python), Some(data)) = (common::peer(test, "venv/bin/python"), common::data(test)) else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let (rows, out, ids) = (greetings(scratch.path()), scratch.path().join("out"), scratch.path().join("ids.jsonl"));
+    let base = data.join("models/stories260K");
+    let read = ["--template", "alpaca", "--data", path(&rows), "--base", path(&base)];
+    let train = [
+        "--dora",
+        "--rslora",
+        "--rank",
+        "3",
+        "--alpha",
+        "5",
+        "--learning-rate",
+        "1e-2",
+        "--max-steps",
+        "20",
+        "--out",
+        path(&out),
+    ];
+    retune_ok(&[["train", "--json"].as_slice(), &read, &train].concat());
+    fs::write(&ids, retune_ok(&[["render", "--json"].as_slice(), &read].concat())).unwrap();
+    let ours = retune_ok(&[["loss", "--json", "--adapter", path(&out)].as_slice(), &read].concat());
+    let ours: Vec<f64> = ours.lines().filter_map(|l| serde_json::from_str::<Value>(l).unwrap()["loss_sum"].as_f64()).collect();
+    let output = Command::new(python).args(["-c", SCRIPT, path(&base), path(&out), path(&ids)]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let theirs: Vec<f64> = said.lines().filter_map(|l| l.strip_prefix("loss ")?.parse().ok()).collect();
+    assert_eq!((ours.len(), theirs.len()), (8, 8), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    for (row, (ours, theirs)) in ours.iter().zip(&theirs).enumerate() {
+        assert!((ours - theirs).abs() < 1e-4 * theirs, "row {}: {ours}, PEFT {theirs}", row + 1);
+    }
+}
+
 #[test]
 fn a_changed_adapter_is_measured_as_it_is_now() {
     let scratch = tempfile::tempdir().unwrap();

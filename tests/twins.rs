@@ -123,6 +123,13 @@ fn twins_agree(family: &str, adapter_family: &str) {
         let adapter = adapter_files::load(&source, &base.config).unwrap();
         let (peft, file) = (scratch.path().join(format!("peft-{n}")), scratch.path().join(format!("{n}.gguf")));
         adapter_files::save_peft(&peft, &adapter, &base.config, None, 0.0).unwrap();
+        let open = |folder: &Path| Tensors::open(&folder.join("adapter_model.safetensors")).unwrap();
+        let (theirs, ours) = (open(&source), open(&peft));
+        assert_eq!(theirs.names().len(), ours.names().len());
+        for name in theirs.names() {
+            let shape = &theirs.get(name).unwrap().shape;
+            assert_eq!(theirs.f32(name, shape).unwrap(), ours.f32(name, shape).unwrap(), "{name} as PEFT wrote it");
+        }
         written.push(peft);
         match adapter_files::save_gguf(&file, &adapter, &base.config) {
             Err(refusal) => assert!(adapter.spec.dora && refusal.to_string().contains("DoRA"), "{refusal}"),
