@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use retune_kernels::attention::{self, Heads, Plan, Saved, Segment};
 use retune_kernels::cross_entropy::{self, Target};
+use retune_kernels::dropout::{Dropout, token_key};
 use retune_kernels::lora_linear::{LoraGrads, LoraLinear, LoraPair};
 use retune_kernels::matmul::{Mat, gemm};
 use retune_kernels::rng::Rng;
@@ -120,6 +121,11 @@ fn ops() {
     let (x, w, mut y, mut inv) = (normal(n * 576, 1), normal(576, 2), vec![0.0; n * 576], vec![0.0; n]);
     let time = seconds(|| rms_norm::forward(&x, &w, 1e-5, black_box(&mut y), &mut inv));
     line(&format!("rms_norm forward [{n}, 576]"), 0, 8 * n * 576, time);
+
+    let tokens: Vec<u64> = (0..n as u64).map(|i| token_key(42, 1, 0, i)).collect();
+    let dropout = Dropout { rate: 0.1, tokens: &tokens, place: 0 };
+    let time = seconds(|| dropout.forward(&gate, black_box(&mut dup)));
+    line("dropout forward [n, 1536]", 0, 8 * n * 1536, time);
 
     let weight = Weight::from_f32(normal(1536 * 576, 1), 1536, 576);
     let (a, b) = (normal(16 * 576, 2), normal(1536 * 16, 3));

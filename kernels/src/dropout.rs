@@ -13,6 +13,7 @@
 use rayon::prelude::*;
 
 use crate::rng::{GOLDEN, splitmix};
+use crate::simd::simd;
 
 /// The keys start from here: the letters of "dropout".
 const DOMAIN: u64 = 0x0064_726f_706f_7574;
@@ -43,37 +44,48 @@ pub struct Dropout<'a> {
 impl Dropout<'_> {
     /// `out = x * mask / (1 - rate)`; both `[n, columns]`.
     pub fn forward(&self, x: &[f32], out: &mut [f32]) {
-        self.each(x, out, |out, x| *out = x);
+        self.each(x, out, false);
     }
 
     /// `dx += dout * mask / (1 - rate)`; both `[n, columns]`.
     pub fn backward(&self, dout: &[f32], dx: &mut [f32]) {
-        self.each(dout, dx, |dx, d| *dx += d);
+        self.each(dout, dx, true);
     }
 
-    fn each(&self, from: &[f32], to: &mut [f32], put: impl Fn(&mut f32, f32) + Sync) {
+    fn each(&self, from: &[f32], to: &mut [f32], add: bool) {
         let columns = from.len() / self.tokens.len();
         assert_eq!(from.len(), self.tokens.len() * columns, "{} tokens do not divide the values", self.tokens.len());
         assert_eq!(from.len(), to.len(), "dropout keeps the shape");
-        // A rate just below 1 rounds to 2^32, which no 32 bits reach.
-        let threshold = (self.rate * 4_294_967_296.0).round() as u64;
+        // A rate just below 1 rounds to 2^32; the largest of 32 bits is as good.
+        let threshold = (self.rate * 4_294_967_296.0).round().min(u32::MAX.into()) as u32;
         let scale = (1.0 / (1.0 - self.rate)) as f32;
-        let kept = |bits: u32, x: f32| if u64::from(bits) < threshold { 0.0 } else { x * scale };
-        let row = |(&key, (from, to)): (&u64, (&[f32], &mut [f32]))| {
-            let state = mix(key, self.place);
-            let ((pairs, last), (pairs_to, last_to)) = (from.as_chunks::<2>(), to.as_chunks_mut::<2>());
-            for (j, ([a, b], [to_a, to_b])) in pairs.iter().zip(pairs_to).enumerate() {
-                let word = splitmix(state.wrapping_add((j as u64).wrapping_mul(GOLDEN)));
-                put(to_a, kept(word as u32, *a));
-                put(to_b, kept((word >> 32) as u32, *b));
-            }
-            if let ([a], [to_a]) = (last, last_to) {
-                let word = splitmix(state.wrapping_add((pairs.len() as u64).wrapping_mul(GOLDEN)));
-                put(to_a, kept(word as u32, *a));
-            }
-        };
         let rows = from.par_chunks_exact(columns).zip(to.par_chunks_exact_mut(columns));
-        self.tokens.par_iter().zip(rows).with_min_len(PIECE_VALUES.div_ceil(columns)).for_each(row);
+        self.tokens.par_iter().zip(rows).with_min_len(PIECE_VALUES.div_ceil(columns)).for_each(|(&key, (from, to))| {
+            mask_row(mix(key, self.place), threshold, scale, from, to, add);
+        });
+    }
+}
+
+/// Words that are made at once.
+const WORDS: usize = 32;
+
+simd! {
+    /// One token: `to = from * mask * scale`, or added to it.
+    fn mask_row(state: u64, threshold: u32, scale: f32, from: &[f32], to: &mut [f32], add: bool) {
+        let mut state = state;
+        for (from, to) in from.chunks(2 * WORDS).zip(to.chunks_mut(2 * WORDS)) {
+            let mut words = [0u64; WORDS];
+            for (j, word) in words.iter_mut().enumerate() {
+                *word = splitmix(state.wrapping_add((j as u64).wrapping_mul(GOLDEN)));
+            }
+            state = state.wrapping_add((WORDS as u64).wrapping_mul(GOLDEN));
+            // In little-endian order, the only one here, the low half of a word comes first.
+            let bits: [u32; 2 * WORDS] = bytemuck::cast(words);
+            for ((from, to), bits) in from.iter().zip(to).zip(bits) {
+                let kept = if bits < threshold { 0.0 } else { from * scale };
+                *to = if add { *to + kept } else { kept };
+            }
+        }
     }
 }
 

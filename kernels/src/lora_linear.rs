@@ -113,7 +113,7 @@ impl LoraLinear<'_> {
         let u = resized(unscaled.unwrap_or(&mut nobody), y.len());
         self.weight.mul(input, n, u, 0.0);
         lora.add_product(input, n, t, u);
-        kept.iter_mut().zip(x).for_each(|(kept, x)| *kept = x - *kept);
+        kept.par_iter_mut().zip(x).with_min_len(PIECE_VALUES).for_each(|(kept, x)| *kept = x - *kept);
         self.base(kept, n, y);
         add_scaled_rows(y, u, &rows.factors);
     }
@@ -178,7 +178,7 @@ impl LoraLinear<'_> {
         self.weight.mul_transposed(dy, n, dx, 1.0);
         gemm(masked, columns, 1.0, dt, a, 0.0);
         if lora.dora.is_some() {
-            scaled.iter_mut().zip(dy).for_each(|(du, dy)| *du -= dy);
+            scaled.par_iter_mut().zip(dy).with_min_len(PIECE_VALUES).for_each(|(du, dy)| *du -= dy);
             self.weight.mul_transposed(scaled, n, masked, 1.0);
         }
         dropout.backward(masked, dx);

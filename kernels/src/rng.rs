@@ -6,7 +6,7 @@ pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// What splitmix64 gives from the state `x` (Steele, Lea, Flood, 2014): its j-th output (from 0) from a state is
 /// `splitmix(state + j * GOLDEN)`.
-#[inline]
+#[inline(always)]
 pub fn splitmix(x: u64) -> u64 {
     let mut z = x.wrapping_add(GOLDEN);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
