@@ -148,7 +148,7 @@ impl Slot {
 }
 
 /// The trained values, as the slots say. They remember the scales of DoRA's rows, which cost a product with the base, and
-/// forget them as soon as anyone may change a value.
+/// forget them as soon as anyone may change a value. (They also belong to one base and one scale, which an adapter keeps.)
 #[derive(Clone, Debug)]
 pub struct Params {
     values: Vec<f32>,

@@ -55,7 +55,7 @@ impl Stream {
     }
 
     /// Lets the adapter's inputs drop out, in a training with this seed; `first_row` is the number, among all rows of the
-    /// step, of the stream's first. Masks go with row and position, not with the place in the stream.
+    /// step, of the stream's first; each begins at position 0. Masks go with row and position, not with the place in the stream.
     pub fn drop_out(&mut self, rate: f64, seed: u64, step: u64, first_row: usize) {
         if rate == 0.0 {
             return;
