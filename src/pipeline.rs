@@ -161,7 +161,7 @@ pub fn train(
         return Ok(done);
     }
     let budget = request.memory_budget.unwrap_or_else(default_budget);
-    let plan = MemoryPlan::new(&base.decoder, start.params.len(), &dataset.rows, &request.settings, budget)?;
+    let plan = MemoryPlan::new(&base.decoder, &start, &dataset.rows, &request.settings, budget)?;
     note(&plan.describe(base.decoder.config.layers));
     // Nothing before this point writes: what cannot be trained leaves no folder behind, and none is emptied for it.
     let folder = RunFolder::open(&request.out, request.resume, request.overwrite)?;
@@ -201,8 +201,16 @@ pub fn train(
 
     let mut adapter = outcome.adapter;
     adapter.spec = spec;
-    adapter_files::save_peft(&request.out, &adapter, &base.decoder.config, Some(base.hub_id.as_deref().unwrap_or(&base.name)))?;
-    adapter_files::save_gguf(&request.out.join(GGUF_ADAPTER_FILE), &adapter, &base.decoder.config)?;
+    let (config, base_name) = (&base.decoder.config, base.hub_id.as_deref().unwrap_or(&base.name));
+    adapter_files::save_peft(&request.out, &adapter, config, Some(base_name), request.settings.dropout)?;
+    if adapter.spec.dora {
+        folder.remove(GGUF_ADAPTER_FILE)?;
+        note(
+            "no adapter.gguf: that format cannot say DoRA's magnitudes; `retune deploy` and `retune merge` merge it into the base instead",
+        );
+    } else {
+        adapter_files::save_gguf(&request.out.join(GGUF_ADAPTER_FILE), &adapter, config)?;
+    }
     report::write(&request.out, &run, &metrics::read(&request.out)?)?;
     let report = TrainReport {
         out: request.out.clone(),
@@ -255,11 +263,17 @@ fn hold_out(rows: &mut Vec<Tokens>, share: f64) -> Result<Vec<Tokens>> {
 }
 
 fn starting_adapter(base: &Base, request: &TrainRequest) -> Result<Adapter> {
-    let config = &base.decoder.config;
-    match &request.init_adapter {
-        Some(path) => adapter_files::load(path, config),
-        None => Ok(Adapter::fresh(config, request.adapter.clone(), &mut Rng::new(request.settings.seed))),
+    let Some(path) = &request.init_adapter else {
+        return Ok(Adapter::fresh(&base.decoder, request.adapter.clone(), &mut Rng::new(request.settings.seed)));
+    };
+    let adapter = adapter_files::load(path, &base.decoder.config)?;
+    if request.adapter.dora && !adapter.spec.dora {
+        return Err(Error::usage(
+            format!("--dora, and {} is an adapter without DoRA", path.display()),
+            "leave --dora away to go on with it as it is, or leave --init-adapter away to start with DoRA",
+        ));
     }
+    Ok(adapter)
 }
 
 /// The folder of one training, held by one process at a time.

@@ -11,7 +11,8 @@ use std::process::{Command, ExitStatus};
 
 const RESULTS: [&str; 3] = ["adapter_model.safetensors", "adapter_config.json", "adapter.gguf"];
 
-fn train(data: &Path, out: &Path, resume: bool, env: &[(&str, &str)]) -> (ExitStatus, String) {
+/// `kind` are the flags that say what kind of adapter.
+fn train(data: &Path, out: &Path, kind: &[&str], resume: bool, env: &[(&str, &str)]) -> (ExitStatus, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
     command.args([
         "train",
@@ -33,7 +34,7 @@ fn train(data: &Path, out: &Path, resume: bool, env: &[(&str, &str)]) -> (ExitSt
         "2",
         "--json",
     ]);
-    command.arg("--data").arg(data).arg("--eval-data").arg(data).arg("--out").arg(out);
+    command.args(kind).arg("--data").arg(data).arg("--eval-data").arg(data).arg("--out").arg(out);
     if resume {
         command.arg("--resume");
     }
@@ -55,26 +56,36 @@ fn metrics(out: &Path) -> Vec<serde_json::Value> {
 
 #[test]
 fn a_kill_at_every_point_of_a_training_loses_nothing() {
+    kill_and_resume(&["--dropout", "0.1"], 1, &RESULTS);
+}
+
+#[test]
+fn a_killed_dora_training_goes_on_to_the_same_bits() {
+    kill_and_resume(&["--dora", "--dropout", "0.1"], 9, &RESULTS[..2]);
+}
+
+/// Kills a training at every `stride`-th point; it leaves `files`.
+fn kill_and_resume(kind: &[&str], stride: usize, files: &[&str]) {
     let scratch = tempfile::tempdir().unwrap();
     let data = scratch.path().join("rows.jsonl");
     fs::write(&data, "{\"instruction\":\"hide kavo\",\"output\":\"****\"}\n{\"instruction\":\"hide mune\",\"output\":\"***\"}\n{\"instruction\":\"hide pi\",\"output\":\"**\"}\n").unwrap();
     let (whole, log) = (scratch.path().join("whole"), scratch.path().join("points"));
-    let (status, message) = train(&data, &whole, false, &[("RETUNE_FAULT_LOG", log.to_str().unwrap())]);
+    let (status, message) = train(&data, &whole, kind, false, &[("RETUNE_FAULT_LOG", log.to_str().unwrap())]);
     assert!(status.success(), "{message}");
     let expected = results(&whole);
-    assert_eq!(expected.len(), RESULTS.len());
+    assert_eq!(expected.len(), files.len());
     let points: Vec<String> = fs::read_to_string(&log).unwrap().lines().map(str::to_owned).collect();
     assert!(points.len() > 40, "only {} points: {points:?}", points.len());
 
-    for (n, point) in points.iter().enumerate() {
+    for (n, point) in points.iter().enumerate().step_by(stride) {
         let out = scratch.path().join(format!("killed-{n}"));
-        let (status, message) = train(&data, &out, false, &[("RETUNE_FAULT_AT", &(n + 1).to_string())]);
+        let (status, message) = train(&data, &out, kind, false, &[("RETUNE_FAULT_AT", &(n + 1).to_string())]);
         assert_eq!(status.signal(), Some(9), "point {point}: {message}");
         // Whatever is there is whole: the very bytes of the run that nobody killed.
         for (name, bytes) in results(&out) {
             assert!(bytes == expected[name], "point {point}: {name} is half written");
         }
-        let (status, message) = train(&data, &out, true, &[]);
+        let (status, message) = train(&data, &out, kind, true, &[]);
         assert!(status.success(), "resume after point {point}: {message}");
         assert!(results(&out) == expected, "resume after point {point} ends with other bits");
         assert_eq!(metrics(&out), metrics(&whole), "point {point}");
@@ -86,7 +97,7 @@ fn a_kill_at_every_point_of_a_training_loses_nothing() {
         assert!(left.is_empty(), "point {point} leaves {left:?}");
         fs::remove_dir_all(&out).unwrap();
     }
-    eprintln!("{} points, each killed and resumed", points.len());
+    eprintln!("{} points, one in {stride} killed and resumed", points.len());
 }
 
 #[test]

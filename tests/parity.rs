@@ -17,6 +17,8 @@ struct Fixture {
     decoder: Decoder,
     adapter: Adapter,
     rows: Vec<Tokens>,
+    /// Of training, with the masks of seed 42; 0 where the fixture has none.
+    dropout: f64,
     expected: Value,
     tensors: Tensors,
 }
@@ -35,7 +37,9 @@ fn fixture(family: &str, weights: &str) -> Fixture {
             trained: list("trained").into_iter().map(|t| t == 1).collect(),
         }
     });
+    let dropout = json(&folder.join("adapter/adapter_config.json"))["lora_dropout"].as_f64().unwrap();
     Fixture {
+        dropout,
         adapter: adapter_files::load(&folder.join("adapter"), &config).unwrap(),
         rows: rows.collect(),
         tensors: Tensors::open(&folder.join("expected.safetensors")).unwrap(),
@@ -78,10 +82,15 @@ impl Fixture {
     fn check_tensors(&self, prefix: &str, values: &[f32]) {
         let rank = self.adapter.spec.rank;
         for slot in &self.adapter.slots {
-            for (part, range, shape) in
-                [("lora_A", slot.a.clone(), [rank, slot.in_features]), ("lora_B", slot.b.clone(), [slot.out_features, rank])]
-            {
-                let name = format!("{prefix}.base_model.model.{}.{part}.weight", slot.hf_module());
+            for (part, range, shape) in [
+                ("lora_A.weight", slot.a.clone(), vec![rank, slot.in_features]),
+                ("lora_B.weight", slot.b.clone(), vec![slot.out_features, rank]),
+                ("lora_magnitude_vector", slot.magnitude.clone(), vec![slot.out_features]),
+            ] {
+                if range.is_empty() {
+                    continue;
+                }
+                let name = format!("{prefix}.base_model.model.{}.{part}", slot.hf_module());
                 let expected = self.tensors.f32(&name, &shape).unwrap();
                 let error = relative_error(&values[range], &expected);
                 assert!(error <= 1e-4, "{name}: relative error {error:.2e}");
@@ -93,9 +102,11 @@ impl Fixture {
         let mut grads = vec![0.0; self.adapter.params.len()];
         let mut workspace = Workspace::new(kept_blocks);
         let all: Vec<&Tokens> = self.rows.iter().collect();
-        let mut tokens = 0;
+        let (mut tokens, mut rows_before) = (0, 0);
         for rows in all.chunks(if packed { all.len() } else { 1 }) {
-            let batch = Batch::new(rows);
+            let mut batch = Batch::new(rows);
+            batch.stream.drop_out(self.dropout, 42, 1, rows_before);
+            rows_before += rows.len();
             tokens +=
                 self.decoder.losses_and_grads(&batch.stream, &batch.targets, &self.adapter, &mut workspace, &mut grads).len();
         }
@@ -111,6 +122,7 @@ impl Fixture {
             learning_rate: number("learning_rate"),
             weight_decay: number("weight_decay"),
             clip: number("clip"),
+            dropout: self.dropout,
             schedule: Schedule::Cosine,
             warmup_steps: training["warmup_steps"].as_u64(),
             ..TrainSettings::default()
@@ -163,23 +175,48 @@ fn qwen2_gives_the_numbers_of_transformers_and_peft() {
 }
 
 #[test]
+fn dora_gives_the_numbers_of_peft() {
+    let fixture = fixture("llama_dora", "llama/base");
+    assert!(fixture.adapter.spec.dora && fixture.dropout == 0.0);
+    fixture.check_all();
+}
+
+#[test]
+fn dropout_gives_the_numbers_of_peft_with_our_masks() {
+    let fixture = fixture("llama_dropout", "llama/base");
+    assert!(!fixture.adapter.spec.dora && fixture.dropout > 0.0);
+    fixture.check_all();
+}
+
+#[test]
+fn dora_as_rslora_with_dropout_and_biases_gives_the_numbers_of_peft() {
+    let fixture = fixture("qwen2_dora", "qwen2/base");
+    assert!(fixture.adapter.spec.dora && fixture.adapter.spec.rslora && fixture.dropout > 0.0);
+    fixture.check_all();
+}
+
+#[test]
 fn sharded_safetensors_give_the_same_model() {
     fixture("llama", "llama_sharded").check_logits(None, "base");
 }
 
 #[test]
 fn blocks_computed_again_give_the_same_bits() {
-    let fixture = fixture("llama", "llama/base");
-    let kept = fixture.gradient(usize::MAX, true);
-    for kept_blocks in [0, 1, 2] {
-        assert_eq!(fixture.gradient(kept_blocks, true), kept, "{kept_blocks} blocks kept");
+    for (family, base) in [("llama", "llama/base"), ("llama_dropout", "llama/base"), ("qwen2_dora", "qwen2/base")] {
+        let fixture = fixture(family, base);
+        let kept = fixture.gradient(usize::MAX, true);
+        for kept_blocks in [0, 1, 2] {
+            assert_eq!(fixture.gradient(kept_blocks, true), kept, "{family}: {kept_blocks} blocks kept");
+        }
     }
 }
 
 #[test]
 fn packed_rows_and_single_rows_give_the_same_gradient() {
-    for family in ["llama", "qwen2"] {
-        let fixture = fixture(family, &format!("{family}/base"));
+    for (family, base) in
+        [("llama", "llama"), ("qwen2", "qwen2"), ("llama_dora", "llama"), ("llama_dropout", "llama"), ("qwen2_dora", "qwen2")]
+    {
+        let fixture = fixture(family, &format!("{base}/base"));
         let (packed, single) = (fixture.gradient(usize::MAX, true), fixture.gradient(usize::MAX, false));
         let error = relative_error(&packed, &single);
         assert!(error < 1e-5, "{family}: {error:.2e}");

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytes::Bytes;
+use retune::export::merge::{MergeType, merge};
 use retune::formats::gguf::{GgmlType, Gguf, TensorSource, Value, Writer};
 use retune::formats::safetensors::Tensors;
 use retune::model::weights::Weights;
@@ -93,7 +94,8 @@ fn worst(a: &[f32], b: &[f32]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
 }
 
-fn twins_agree(family: &str) {
+/// `adapter_family` is the fixture whose adapter is taken.
+fn twins_agree(family: &str, adapter_family: &str) {
     let scratch = tempfile::tempdir().unwrap();
     let folder = folder_base(family, ROPE_BASE, NORM_EPS);
     let path = scratch.path().join("base.gguf");
@@ -112,7 +114,7 @@ fn twins_agree(family: &str) {
     }
 
     // The adapter: PEFT's folder, and what each base writes of it as GGUF and as PEFT, on both bases.
-    let source = common::root().join("tests/parity").join(family).join("adapter");
+    let source = common::root().join("tests/parity").join(adapter_family).join("adapter");
     let expected = logits(&folder, Some(&adapter_files::load(&source, &folder.config).unwrap()));
     let moved = worst(&expected, &plain);
     assert!(moved > 0.1, "{family}: an adapter that changes nothing proves nothing ({moved})");
@@ -120,9 +122,31 @@ fn twins_agree(family: &str) {
     for (n, base) in [&folder, &twin].into_iter().enumerate() {
         let adapter = adapter_files::load(&source, &base.config).unwrap();
         let (peft, file) = (scratch.path().join(format!("peft-{n}")), scratch.path().join(format!("{n}.gguf")));
-        adapter_files::save_peft(&peft, &adapter, &base.config, None).unwrap();
-        adapter_files::save_gguf(&file, &adapter, &base.config).unwrap();
-        written.extend([peft, file]);
+        adapter_files::save_peft(&peft, &adapter, &base.config, None, 0.0).unwrap();
+        let open = |folder: &Path| Tensors::open(&folder.join("adapter_model.safetensors")).unwrap();
+        let (theirs, ours) = (open(&source), open(&peft));
+        assert_eq!(theirs.names().len(), ours.names().len());
+        for name in theirs.names() {
+            let shape = &theirs.get(name).unwrap().shape;
+            assert_eq!(theirs.f32(name, shape).unwrap(), ours.f32(name, shape).unwrap(), "{name} as PEFT wrote it");
+        }
+        written.push(peft);
+        match adapter_files::save_gguf(&file, &adapter, &base.config) {
+            Err(refusal) => assert!(adapter.spec.dora && refusal.to_string().contains("DoRA"), "{refusal}"),
+            Ok(()) => {
+                assert!(!adapter.spec.dora, "a GGUF adapter cannot say DoRA");
+                written.push(file);
+            }
+        }
+        // Merged and unmerged are one model.
+        let merged = scratch.path().join(format!("merged-{n}.gguf"));
+        let pairs = adapter_files::gguf_pairs(&adapter, &base.config);
+        merge(&gguf, &pairs, adapter.spec.scale(), MergeType::Keep, &merged).unwrap();
+        let gguf = Gguf::open(&merged).unwrap();
+        let config = ModelConfig::from_gguf(&gguf).unwrap();
+        let weights = Weights::from_gguf(&gguf, &config).unwrap();
+        let difference = worst(&logits(&Decoder { config, weights }, None), &expected);
+        assert!(difference < 1e-4, "{adapter_family}: merged, as base {n} has it, differs by {difference}");
     }
     for path in &written {
         for base in [&folder, &twin] {
@@ -134,7 +158,9 @@ fn twins_agree(family: &str) {
     }
     // All four files of one kind hold the same values, whichever base wrote them.
     let read = |name: &str| std::fs::read(scratch.path().join(name)).unwrap();
-    assert!(read("0.gguf") == read("1.gguf"), "{family}: the GGUF adapters of the two bases differ");
+    if scratch.path().join("0.gguf").exists() {
+        assert!(read("0.gguf") == read("1.gguf"), "{family}: the GGUF adapters of the two bases differ");
+    }
     assert!(
         read("peft-0/adapter_model.safetensors") == read("peft-1/adapter_model.safetensors"),
         "{family}: PEFT folders differ"
@@ -143,12 +169,18 @@ fn twins_agree(family: &str) {
 
 #[test]
 fn llama_from_a_folder_and_from_gguf_is_one_model() {
-    twins_agree("llama");
+    twins_agree("llama", "llama");
 }
 
 #[test]
 fn qwen2_from_a_folder_and_from_gguf_is_one_model() {
-    twins_agree("qwen2");
+    twins_agree("qwen2", "qwen2");
+}
+
+#[test]
+fn a_dora_adapter_is_one_on_both_and_merged() {
+    twins_agree("llama", "llama_dora");
+    twins_agree("qwen2", "qwen2_dora");
 }
 
 #[test]
@@ -164,7 +196,7 @@ fn an_rslora_adapter_scales_by_the_root_of_its_rank_in_every_file() {
     adapter.spec.alpha = alpha / rank.sqrt();
     assert!(worst(&logits(&base, Some(&adapter)), &expected) < 1e-4);
     let (peft, file) = (scratch.path().join("peft"), scratch.path().join("a.gguf"));
-    adapter_files::save_peft(&peft, &adapter, &base.config, None).unwrap();
+    adapter_files::save_peft(&peft, &adapter, &base.config, None, 0.0).unwrap();
     adapter_files::save_gguf(&file, &adapter, &base.config).unwrap();
     for path in [peft, file] {
         let loaded = adapter_files::load(&path, &base.config).unwrap();

@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use retune_kernels::attention::{self, Heads, Plan, Saved, Segment};
 use retune_kernels::cross_entropy::{self, Target};
-use retune_kernels::lora_linear::{LoraLinear, LoraPair};
+use retune_kernels::dropout::{Dropout, token_key};
+use retune_kernels::lora_linear::{LoraGrads, LoraLinear, LoraPair};
 use retune_kernels::matmul::{Mat, gemm};
 use retune_kernels::rng::Rng;
 use retune_kernels::weight::GgmlDType;
@@ -121,15 +122,24 @@ fn ops() {
     let time = seconds(|| rms_norm::forward(&x, &w, 1e-5, black_box(&mut y), &mut inv));
     line(&format!("rms_norm forward [{n}, 576]"), 0, 8 * n * 576, time);
 
+    let tokens: Vec<u64> = (0..n as u64).map(|i| token_key(42, 1, 0, i)).collect();
+    let dropout = Dropout { rate: 0.1, tokens: &tokens, place: 0 };
+    let time = seconds(|| dropout.forward(&gate, black_box(&mut dup)));
+    line("dropout forward [n, 1536]", 0, 8 * n * 1536, time);
+
     let weight = Weight::from_f32(normal(1536 * 576, 1), 1536, 576);
     let (a, b) = (normal(16 * 576, 2), normal(1536 * 16, 3));
-    let layer = LoraLinear { weight: &weight, bias: None, lora: Some(LoraPair { a: &a, b: &b, rank: 16, scale: 2.0 }) };
+    let pair = LoraPair { a: &a, b: &b, rank: 16, scale: 2.0, dora: None, dropout: None };
+    let layer = LoraLinear { weight: &weight, bias: None, lora: Some(pair) };
     let (mut y, mut scratch) = (normal(n * 1536, 4), Vec::new());
     let operations = 2 * n * 576 * 1536;
-    let time = seconds(|| layer.forward(&x, n, black_box(&mut y), &mut scratch));
+    let time = seconds(|| layer.forward(&x, n, black_box(&mut y), None, &mut scratch));
     line("lora_linear forward, rank 16 (work of W alone)", operations, 0, time);
     let (mut dx, mut da, mut db) = (vec![0.0; n * 576], vec![0.0; 16 * 576], vec![0.0; 1536 * 16]);
-    let time = seconds(|| layer.backward(&y, &x, n, Some(black_box(&mut dx)), Some((&mut da, &mut db)), &mut scratch));
+    let time = seconds(|| {
+        let grads = LoraGrads { a: &mut da, b: &mut db, magnitude: &mut [], unscaled: &[] };
+        layer.backward(&y, &x, n, Some(black_box(&mut dx)), Some(grads), &mut scratch);
+    });
     line("lora_linear backward (work of W alone)", operations, 0, time);
 
     for dtype in [DType::F32, DType::Quant(GgmlDType::Q8_0)] {

@@ -8,6 +8,8 @@
 pub mod adamw;
 pub mod attention;
 pub mod cross_entropy;
+pub mod dora;
+pub mod dropout;
 pub mod lora_linear;
 pub mod matmul;
 pub mod rms_norm;

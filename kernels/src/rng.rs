@@ -1,6 +1,19 @@
 //! The one seeded generator of random numbers (xoshiro256++ seeded through splitmix64; Blackman and Vigna,
 //! 2019). Its whole state is four words, so that a checkpoint can carry it.
 
+/// The step of splitmix64's state: 2^64 divided by the golden ratio.
+pub const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+
+/// What splitmix64 gives from the state `x` (Steele, Lea, Flood, 2014): its j-th output (from 0) from a state is
+/// `splitmix(state + j * GOLDEN)`.
+#[inline(always)]
+pub fn splitmix(x: u64) -> u64 {
+    let mut z = x.wrapping_add(GOLDEN);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
 /// A stream of random numbers; the same seed gives the same stream on every machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rng {
@@ -9,15 +22,7 @@ pub struct Rng {
 
 impl Rng {
     pub fn new(seed: u64) -> Self {
-        let mut x = seed;
-        let mut next = || {
-            x = x.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mut z = x;
-            z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            z ^ (z >> 31)
-        };
-        Self { state: [next(), next(), next(), next()] }
+        Self { state: [0, 1, 2, 3].map(|j: u64| splitmix(seed.wrapping_add(j.wrapping_mul(GOLDEN)))) }
     }
 
     /// The state, for a checkpoint.

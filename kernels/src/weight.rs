@@ -184,6 +184,17 @@ impl Weight {
         dequantize(self.dtype, self.row_data(i..i + 1), out);
     }
 
+    /// The squared norm of each row, `[rows]`.
+    pub fn row_squares(&self) -> Vec<f64> {
+        let square = |i: usize| {
+            scratch::with(self.cols, |row| {
+                self.row(i, row);
+                row.iter().map(|w| f64::from(*w).powi(2)).sum()
+            })
+        };
+        (0..self.rows).into_par_iter().with_min_len(PIECE_VALUES.div_ceil(self.cols.max(1))).map(square).collect()
+    }
+
     /// All values as f32 `[rows, cols]`.
     pub fn to_f32(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];

@@ -2,6 +2,7 @@
 //! the level holds for the whole process.
 
 use retune_kernels::attention::{self, Heads, Plan, Saved, Segment};
+use retune_kernels::dropout::{Dropout, token_key};
 use retune_kernels::rng::Rng;
 use retune_kernels::simd::{Level, level, limit};
 use retune_kernels::weight::GgmlDType;
@@ -34,6 +35,12 @@ fn results() -> Vec<(String, Vec<f32>)> {
     let mut y = vec![0.0; 1000];
     swiglu::forward(&gate, &up, &mut y);
     all.push(("swiglu".into(), y));
+    let tokens: Vec<u64> = (0..8).map(|i| token_key(42, 1, 0, i)).collect();
+    let (mut dropped, mut dx) = (vec![0.0; 1000], normal(1000, 10));
+    let dropout = Dropout { rate: 0.3, tokens: &tokens, place: 2 };
+    dropout.forward(&gate, &mut dropped);
+    dropout.backward(&up, &mut dx);
+    all.extend([("dropout".into(), dropped), ("dropout back".into(), dx)]);
     let (mut y, mut inv) = (vec![0.0; 1000], vec![0.0; 10]);
     rms_norm::forward(&gate, &normal(100, 5), 1e-5, &mut y, &mut inv);
     all.push(("rms_norm".into(), y));

@@ -8,7 +8,8 @@ For each family, in tests/parity/<family>/:
   expected.json         rows, losses a row, twenty training steps
   expected.safetensors  logits, gradients of the adapter, the adapter after the twenty steps
 The llama base is also saved as two shards, with its config as transformers 4 wrote it, in
-tests/parity/llama_sharded/.
+tests/parity/llama_sharded/. Variants (DoRA, dropout) are other adapters on these bases, with fewer rows; those with dropout
+train (gradients, twenty steps) with the masks of kernels/src/dropout.rs put in the place of PEFT's random ones.
 
 `trained[i] == 1` says that token i is a target, predicted from position i - 1; trained[0] is never
 counted. Each row runs alone, unpadded, with positions from 0.
@@ -26,7 +27,7 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, get_cosine_schedule_with_warmup
 
 OUT = Path(__file__).resolve().parents[2] / "tests" / "parity"
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -55,6 +56,14 @@ def qwen2():
 
 
 FAMILIES = {"llama": (llama, 11), "qwen2": (qwen2, 22)}
+# name: base, seed, what PEFT's LoraConfig is given besides the layers
+VARIANTS = {
+    "llama_dora": ("llama", 33, {"r": 3, "lora_alpha": 5, "use_dora": True}),
+    "llama_dropout": ("llama", 44, {"r": 2, "lora_alpha": 5, "lora_dropout": 0.25}),
+    "qwen2_dora": ("qwen2", 55, {"r": 2, "lora_alpha": 3, "use_dora": True, "use_rslora": True, "lora_dropout": 0.15}),
+}
+VARIANT_LENGTHS = [7, 21, 18, 13, 9]
+SEED = 42  # of the masks
 
 
 def randomise(model, generator):
@@ -74,10 +83,62 @@ def randomise(model, generator):
                 weight.copy_(1.2 * noise / math.sqrt(weight.shape[1]))
 
 
-def make_rows(vocab, rng):
+def splitmix(x):
+    """The output of splitmix64 (Steele, Lea, Flood, 2014) from the state x."""
+    z = x + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def mask_of(rate, step, row, length, place, columns):
+    """The mask [length, columns] of one linear layer over one row, as the head of kernels/src/dropout.rs says it."""
+    mix = lambda key, value: splitmix(key ^ np.asarray(value, dtype=np.uint64))  # noqa: E731
+    key = np.full(1, int.from_bytes(b"dropout", "big"), dtype=np.uint64)
+    for value in [SEED, step, row, np.arange(length)]:
+        key = mix(key, value)
+    state = mix(key, place)[:, None]
+    words = splitmix(state + np.arange((columns + 1) // 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15))
+    bits = np.stack([words & np.uint64(0xFFFFFFFF), words >> np.uint64(32)], axis=2).reshape(length, -1)[:, :columns]
+    return torch.tensor(np.where(bits < round(rate * 2**32), 0.0, 1 / (1 - rate)), dtype=torch.float32)
+
+
+class Masked(torch.nn.Module):
+    """Stands in the place of PEFT's dropout. `now` is (step, row in the step) of the row that runs."""
+
+    now = (0, 0)
+
+    def __init__(self, rate, place):
+        super().__init__()
+        self.rate, self.place = rate, place
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        return x * mask_of(self.rate, *Masked.now, x.shape[1], self.place, x.shape[2])
+
+
+def put_masks(model):
+    """Turns training on where PEFT would drop out, with our masks."""
+    rate = model.peft_config["default"].lora_dropout
+    if rate == 0:
+        return
+    replaced = 0
+    for name, module in model.named_modules():
+        if hasattr(module, "lora_dropout"):
+            layer = int(name.split(".layers.")[1].split(".")[0])
+            place = layer * len(LINEARS) + LINEARS.index(name.rsplit(".", 1)[1])
+            assert isinstance(module.lora_dropout["default"], torch.nn.Dropout)
+            module.lora_dropout["default"] = Masked(rate, place)
+            replaced += 1
+    assert replaced == model.config.num_hidden_layers * len(LINEARS)
+    model.train()
+
+
+def make_rows(vocab, rng, lengths):
     """Rows of several lengths; masks with two assistant segments, and single holes in them."""
     rows = []
-    for length in LENGTHS:
+    for length in lengths:
         ids = rng.integers(0, vocab, length).tolist()
         trained = [0] * length
         first, second = length // 4, 2 * length // 3
@@ -122,12 +183,14 @@ def adapter_tensors(model, grad=False):
     for name, weight in model.named_parameters():
         if "lora_" in name:
             value = weight.grad if grad else weight
-            tensors[name.replace(".default.", ".")] = value.detach().clone().contiguous()
+            name = name.replace(".default.", ".").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+            tensors[name] = value.detach().clone().contiguous()
     return tensors
 
 
 def train(folder, base, rows):
     model = PeftModel.from_pretrained(base, folder, is_trainable=True)
+    put_masks(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, lr=TRAINING["learning_rate"], betas=TRAINING["betas"], eps=TRAINING["eps"],
@@ -139,8 +202,12 @@ def train(folder, base, rows):
         order = [(3 * step + i) % len(rows) for i in range(5)]
         batches = [order[:2], order[2:]]
         total, count = 0.0, sum(sum(rows[i]["trained"][1:]) for i in order)
+        row_in_step = iter(range(len(order)))
         for batch in batches:
-            loss = sum(loss_of(model, rows[i])[0] for i in batch)
+            loss = 0.0
+            for i in batch:
+                Masked.now = (step + 1, next(row_in_step))
+                loss = loss + loss_of(model, rows[i])[0]
             (loss / count).backward()
             total += loss.item()
         norm = torch.nn.utils.clip_grad_norm_(parameters, TRAINING["clip"])
@@ -194,7 +261,24 @@ def make(family):
         old_config(sharded / "config.json")
         assert len(list(sharded.glob("model-*.safetensors"))) == 2
 
-    rows = make_rows(base.config.vocab_size, np.random.Generator(np.random.PCG64(seed)))
+    rows = make_rows(base.config.vocab_size, np.random.Generator(np.random.PCG64(seed)), LENGTHS)
+    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM")
+    record(family, base, rows, config, generator)
+
+
+def make_variant(variant):
+    family, seed, settings = VARIANTS[variant]
+    out = OUT / variant
+    shutil.rmtree(out, ignore_errors=True)
+    base = AutoModelForCausalLM.from_pretrained(OUT / family / "base", dtype=torch.float32).eval()
+    rows = make_rows(base.config.vocab_size, np.random.Generator(np.random.PCG64(seed)), VARIANT_LENGTHS)
+    config = LoraConfig(target_modules=LINEARS, task_type="CAUSAL_LM", **settings)
+    record(variant, base, rows, config, torch.Generator().manual_seed(seed))
+
+
+def record(family, base, rows, config, generator):
+    """The adapter's folder, expected.json and expected.safetensors of a family or a variant."""
+    out = OUT / family
     result = {"versions": {"torch": torch.__version__.split("+")[0], "transformers": transformers.__version__, "peft": peft.__version__}}
     result["rows"] = rows
     result["loss_base"] = losses_of(base, rows)
@@ -203,12 +287,15 @@ def make(family):
         for i, row in enumerate(rows):
             tensors[f"logits.base.{i}"] = logits_of(base, row).clone()
 
-    config = LoraConfig(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
+    model.eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "lora_" in name:
-                weight.copy_(torch.randn(weight.shape, generator=generator) * (0.1 if "lora_B" in name else 0.15))
+            noise = torch.randn(weight.shape, generator=generator) if "lora_" in name else None
+            if "magnitude" in name:
+                weight.mul_(1 + 0.2 * noise)
+            elif "lora_" in name:
+                weight.copy_(noise * (0.1 if "lora_B" in name else 0.15))
     model.save_pretrained(out / "adapter")
     tidy_adapter(out / "adapter")
     result["loss_adapter"] = losses_of(model, rows)
@@ -217,14 +304,16 @@ def make(family):
             tensors[f"logits.adapter.{i}"] = logits_of(model, row).clone()
     model.zero_grad()
     count = sum(result["loss_adapter"]["trained_tokens"])
-    for row in rows:
+    put_masks(model)
+    for i, row in enumerate(rows):
+        Masked.now = (1, i)
         (loss_of(model, row)[0] / count).backward()
     gradients = adapter_tensors(model, grad=True)
     saved = load_file(out / "adapter" / "adapter_model.safetensors")
     assert gradients.keys() == saved.keys(), "names differ from those of PEFT's file"
     tensors |= {f"grad.{name}": gradient for name, gradient in gradients.items()}
 
-    base = model.unload()
+    base = model.unload().eval()
     result["training"], final = train(out / "adapter", base, rows)
     assert final.keys() == saved.keys()
     tensors |= {f"final.{name}": weight for name, weight in final.items()}
@@ -248,10 +337,11 @@ def make(family):
 
 def main():
     torch.set_num_threads(1)  # the same order of sums on every machine
-    for family in sys.argv[1:] or FAMILIES:
-        if family not in FAMILIES:
-            sys.exit(f"no family {family}; there are: {', '.join(FAMILIES)}")
-        make(family)
+    known = [*FAMILIES, *VARIANTS]
+    for name in sys.argv[1:] or known:
+        if name not in known:
+            sys.exit(f"no family {name}; there are: {', '.join(known)}")
+        make(name) if name in FAMILIES else make_variant(name)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ use crate::train::{Schedule, TrainSettings};
 
 /// Train a LoRA adapter on rows of good work.
 ///
-/// DIR gets adapter_model.safetensors and adapter_config.json (a PEFT folder), adapter.gguf, metrics.jsonl, report.html
+/// DIR gets adapter_model.safetensors and adapter_config.json (a PEFT folder), adapter.gguf (not with --dora), metrics.jsonl, report.html
 /// and run.json. Stop it at any moment, even with kill -9: the same command with --resume goes on, to the same bits.
 #[derive(clap::Args)]
 pub struct Args {
@@ -48,19 +48,20 @@ pub struct Args {
     /// Scale by alpha / sqrt(rank) instead (rsLoRA)
     #[arg(long)]
     rslora: bool,
-    /// Weight-decomposed LoRA (not supported yet)
+    /// Weight-decomposed LoRA (DoRA): also learn how long each row of a weight is. Often a little better at small ranks,
+    /// slower, and always merged when it is served
     #[arg(long)]
     dora: bool,
-    /// B learns this many times faster than A (LoRA+)
+    /// B (and DoRA's magnitude) learns this many times faster than A (LoRA+)
     #[arg(long, allow_negative_numbers = true, value_name = "RATIO", default_value_t = 1.0)]
     lora_plus: f64,
-    /// Dropout on the adapter's input (not supported yet: only 0)
-    #[arg(long, allow_negative_numbers = true, default_value_t = 0.0)]
+    /// Share of the adapter's inputs that each step leaves out, against learning few rows by heart; 0.05 to 0.1 is usual
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE", default_value_t = 0.0)]
     dropout: f64,
     /// Linear layers to adapt: all, or a list such as q_proj,v_proj
     #[arg(long, default_value = "all")]
     targets: String,
-    /// Go on from this adapter (its rank, alpha and targets are kept)
+    /// Go on from this adapter (its rank, alpha, targets, rsLoRA and DoRA are kept)
     #[arg(long, value_name = "DIR|FILE.gguf")]
     init_adapter: Option<PathBuf>,
     /// What is learnt from the rows: sft (kto, dpo and orpo are not supported yet)
@@ -126,12 +127,6 @@ pub struct Args {
 impl Args {
     fn check_supported(&self) -> Result<()> {
         let refuse = |what: &str, instead: &str| Err(Error::usage(format!("{what} is not supported yet"), instead.to_owned()));
-        if self.dora {
-            return refuse("--dora", "train plain LoRA, or --rslora");
-        }
-        if self.dropout != 0.0 {
-            return refuse(&format!("--dropout {}", self.dropout), "leave it at 0");
-        }
         if self.method != "sft" {
             return refuse(&format!("--method {}", self.method), "use --method sft");
         }
@@ -164,6 +159,7 @@ impl Args {
                 rank: self.rank,
                 alpha: self.alpha,
                 rslora: self.rslora,
+                dora: self.dora,
                 targets: Module::parse_list(&self.targets)?,
             },
             init_adapter: self.init_adapter.clone(),
@@ -177,6 +173,7 @@ impl Args {
                 schedule: self.schedule,
                 warmup_steps: self.warmup_steps,
                 weight_decay: self.weight_decay,
+                dropout: self.dropout,
                 clip: self.clip,
                 seed: self.seed,
                 shuffle: !self.no_shuffle,

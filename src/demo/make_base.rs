@@ -70,9 +70,10 @@ pub fn make(out: &Path, recipe: &Recipe, progress: &mut dyn Progress) -> Result<
         seed: recipe.seed,
         ..TrainSettings::default()
     };
-    let spec = AdapterSpec { rank: recipe.rank, alpha: recipe.rank as f32, rslora: false, targets: Module::ALL.to_vec() };
-    let start = Adapter::fresh(&base.decoder.config, spec, &mut rng);
-    let plan = MemoryPlan::new(&base.decoder, start.params.len(), &rows, &settings, default_budget())?;
+    let spec =
+        AdapterSpec { rank: recipe.rank, alpha: recipe.rank as f32, rslora: false, dora: false, targets: Module::ALL.to_vec() };
+    let start = Adapter::fresh(&base.decoder, spec, &mut rng);
+    let plan = MemoryPlan::new(&base.decoder, &start, &rows, &settings, default_budget())?;
     let job = Job {
         decoder: &base.decoder,
         rows: &rows,

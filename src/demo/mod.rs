@@ -128,7 +128,7 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
         eval_share: 0.0,
         out: folder.join("adapter"),
         reading: Reading::default(),
-        adapter: AdapterSpec { rank: 64, alpha: 128.0, rslora: false, targets: Module::ALL.to_vec() },
+        adapter: AdapterSpec { rank: 64, alpha: 128.0, rslora: false, dora: false, targets: Module::ALL.to_vec() },
         init_adapter: None,
         settings: TrainSettings {
             max_steps: Some(steps),

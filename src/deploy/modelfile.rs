@@ -198,8 +198,11 @@ impl ModelSpec {
         fill(template, &slots)
     }
 
-    /// Writes the Modelfile durably to `.agent/Modelfile.<role>`.
+    /// Writes the Modelfile durably to `.agent/Modelfile.<role>`; the folder is made where it is missing.
     pub fn write_modelfile(&self, path: &Path, name: &str) -> Result<()> {
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+        }
         durable::write(path, self.modelfile(name)?.as_bytes())
     }
 }

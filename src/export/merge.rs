@@ -1,4 +1,5 @@
-//! An adapter added into its base's GGUF file: W + scale * B A for the tensors that it touches, all else as it was.
+//! An adapter added into its base's GGUF file: W + scale * B A for the tensors that it touches (with DoRA each row brought
+//! to its magnitude), all else as it was.
 
 #[cfg(test)]
 mod tests;
@@ -28,7 +29,7 @@ pub struct MergedTensor {
     pub after: String,
     /// The type asked for, where rows do not fit its blocks and `after` stands in for it.
     pub instead_of: Option<String>,
-    /// `|scale B A| / |W|`: how much the adapter changes.
+    /// `|merged - W| / |W|`: how much the adapter changes.
     pub change: f64,
     /// `|stored - merged| / |merged|`: what storing lost. Where it is not well below `change`, much of the adapter is lost.
     pub error: f64,
@@ -69,11 +70,11 @@ impl MergeReport {
     }
 }
 
-/// Writes `base` with all pairs added, each as `W + scale * B A`, durably to `out`.
+/// Writes `base` with all pairs added, each as `V = W + scale * B A`, of DoRA `magnitude * V / |V|` row by row, durably to `out`.
 ///
 /// Tensors that no pair touches are the same to the byte and in their places; the metadata is kept as it is, also
 /// `general.file_type`, which tells what most of the file was made as and which nothing computes with.
-/// With `Keep`, a pair that is all zeros touches nothing. Errors: a pair that names no tensor of the base, or one of
+/// With `Keep`, a pair that is all zeros and has no magnitude touches nothing. Errors: a pair that names no tensor of the base, or one of
 /// another shape, or twice the same; a type that we cannot compute with; values that are NaN or infinite.
 pub fn merge(base: &Gguf, pairs: &[GgufPair], scale: f32, merge_type: MergeType, out: &Path) -> Result<MergeReport> {
     let wrong = |message: String| Error::file(&base.path, message, "merge the adapter into the base that it was trained on");
@@ -94,7 +95,8 @@ pub fn merge(base: &Gguf, pairs: &[GgufPair], scale: f32, merge_type: MergeType,
     let (writer, mut sources) = base.copy();
     for (source, info) in sources.iter_mut().zip(&base.tensors) {
         let Some(&pair) = touching.get(info.name.as_str()) else { continue };
-        let unchanged = pair.a.iter().all(|v| *v == 0.0) || pair.b.iter().all(|v| *v == 0.0);
+        let zero = |values: &[f32]| values.iter().all(|v| *v == 0.0);
+        let unchanged = pair.magnitude.is_none() && (zero(&pair.a) || zero(&pair.b));
         if unchanged && merge_type == MergeType::Keep {
             continue;
         }
@@ -116,7 +118,8 @@ pub fn merge(base: &Gguf, pairs: &[GgufPair], scale: f32, merge_type: MergeType,
 
 /// What does not fit between a pair and the base.
 fn mismatch(base: &Gguf, pair: &GgufPair) -> Option<String> {
-    let GgufPair { tensor, rank, a, b } = pair;
+    let GgufPair { tensor, rank, a, b, magnitude } = pair;
+    let magnitude = magnitude.as_deref();
     let Some(info) = base.tensor(tensor) else { return Some(format!("there is no tensor {tensor}")) };
     let &[rows, cols] = info.shape.as_slice() else {
         return Some(format!("{tensor} has shape {:?}, expected a matrix", info.shape));
@@ -129,7 +132,12 @@ fn mismatch(base: &Gguf, pair: &GgufPair) -> Option<String> {
             per_rank(a.len())
         ));
     }
-    let broken = a.iter().chain(b).any(|v| !v.is_finite());
+    if let Some(magnitude) = magnitude
+        && magnitude.len() != rows
+    {
+        return Some(format!("{tensor} has {rows} rows, DoRA's magnitude is for {}", magnitude.len()));
+    }
+    let broken = a.iter().chain(b).chain(magnitude.unwrap_or_default()).any(|v| !v.is_finite());
     broken.then(|| format!("the pair of {tensor} holds NaN or infinity"))
 }
 
@@ -178,23 +186,29 @@ fn merge_tensor(
     Ok((bytes, merged))
 }
 
-/// `values += scale * B A`, row by row; the squared norms of what was there and of what was added.
-/// A row's sum runs over the rank in its order, so that the number of threads changes nothing.
+/// `values += scale * B A`, row by row, of DoRA then brought to their magnitude; the squared norms of what was there and of
+/// what became different. A row's sum runs over the rank in its order, so that the number of threads changes nothing.
 fn add_product(values: &mut [f32], pair: &GgufPair, scale: f32, cols: usize) -> (f64, f64) {
-    let rows = values.par_chunks_mut(cols).zip(pair.b.par_chunks(pair.rank));
+    let rows = values.par_chunks_mut(cols).zip(pair.b.par_chunks(pair.rank)).enumerate();
     let norms: Vec<(f64, f64)> = rows
         .map_init(
             || vec![0.0f32; cols],
-            |delta, (row, b)| {
+            |delta, (row_number, (row, b))| {
                 delta.fill(0.0);
                 for (b, a) in b.iter().zip(pair.a.chunks_exact(cols)) {
                     delta.iter_mut().zip(a).for_each(|(d, a)| *d += b * a);
                 }
+                delta.iter_mut().for_each(|d| *d *= scale);
+                if let Some(magnitude) = &pair.magnitude {
+                    // What is added then: f (W + D) - W = f D + (f - 1) W.
+                    let length = row.iter().zip(delta.iter()).map(|(v, d)| f64::from(v + d).powi(2)).sum::<f64>().sqrt();
+                    let f = if length > 0.0 { (f64::from(magnitude[row_number]) / length) as f32 } else { 1.0 };
+                    delta.iter_mut().zip(row.iter()).for_each(|(d, v)| *d = f * *d + (f - 1.0) * v);
+                }
                 let mut norms = (0.0, 0.0);
-                for (v, d) in row.iter_mut().zip(delta.iter()) {
-                    let change = scale * d;
+                for (v, change) in row.iter_mut().zip(delta.iter()) {
                     norms.0 += f64::from(*v) * f64::from(*v);
-                    norms.1 += f64::from(change) * f64::from(change);
+                    norms.1 += f64::from(*change) * f64::from(*change);
                     *v += change;
                 }
                 norms

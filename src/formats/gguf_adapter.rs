@@ -23,6 +23,8 @@ pub struct GgufPair {
     pub a: Vec<f32>,
     /// `[out, rank]`, rows as in the base's file.
     pub b: Vec<f32>,
+    /// DoRA's, `[out]`: can be merged into a base, but not be said in this format.
+    pub magnitude: Option<Vec<f32>>,
 }
 
 /// What a file holds.
@@ -47,7 +49,13 @@ pub fn write(path: &Path, architecture: &str, alpha: f32, pairs: &[GgufPair]) ->
     ];
     let mut tensors = Vec::with_capacity(2 * pairs.len());
     for pair in pairs {
-        let GgufPair { tensor, rank, a, b } = pair;
+        let GgufPair { tensor, rank, a, b, magnitude } = pair;
+        if magnitude.is_some() {
+            return Err(Error::unsupported(
+                "a GGUF adapter cannot say DoRA's magnitudes",
+                "merge the adapter into its base: `retune deploy` or `retune merge`",
+            ));
+        }
         if *rank == 0 || !a.len().is_multiple_of(*rank) || !b.len().is_multiple_of(*rank) {
             return Err(wrong(format!("the pair of {tensor} has rank {rank} with {} and {} values", a.len(), b.len())));
         }
@@ -85,7 +93,7 @@ pub fn read(gguf: &Gguf) -> Result<GgufAdapter> {
     let mut pairs = Vec::with_capacity(halves.len());
     for (tensor, a, b) in halves {
         let (a_values, b_values) = (values(gguf, a)?, values(gguf, b)?);
-        pairs.push(GgufPair { tensor: tensor.to_owned(), rank: a.shape[0], a: a_values, b: b_values });
+        pairs.push(GgufPair { tensor: tensor.to_owned(), rank: a.shape[0], a: a_values, b: b_values, magnitude: None });
     }
     Ok(GgufAdapter { architecture, alpha, pairs })
 }
@@ -159,7 +167,7 @@ mod tests {
 
     fn pair(tensor: &str) -> GgufPair {
         let values = |n: usize| (0..n).map(|i| i as f32 - 2.5).collect();
-        GgufPair { tensor: tensor.into(), rank: 2, a: values(2 * 3), b: values(5 * 2) }
+        GgufPair { tensor: tensor.into(), rank: 2, a: values(2 * 3), b: values(5 * 2), magnitude: None }
     }
 
     fn open(metadata: &[(&str, Value)], tensors: &[(&str, [usize; 2])]) -> Gguf {

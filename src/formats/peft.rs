@@ -40,10 +40,11 @@ pub struct PeftPair {
     pub a: Vec<f32>,
     /// `[out, rank]`
     pub b: Vec<f32>,
+    /// `[out]`, of every pair of a DoRA adapter and of no other.
+    pub magnitude: Option<Vec<f32>>,
 }
 
 /// Reads a folder; every pair complete, shapes consistent, finite values. One error tells all tensors that are wrong.
-/// A DoRA adapter (`dora`) is read without its magnitudes: who cannot do without them must refuse it.
 pub fn read(folder: &Path) -> Result<(PeftConfig, Vec<PeftPair>)> {
     let config_path = folder.join(CONFIG);
     let text = std::fs::read(&config_path).map_err(Error::io("read", &config_path))?;
@@ -59,15 +60,16 @@ pub fn read(folder: &Path) -> Result<(PeftConfig, Vec<PeftPair>)> {
         ));
     }
     let tensors = safetensors::Tensors::open(&tensors_path)?;
-    let halves = find_halves(&tensors, &config).map_err(|problems| {
+    let parts = find_parts(&tensors, &config).map_err(|problems| {
         let hint = "train LoRA on linear layers only (target_modules), at one rank, without modules_to_save";
         Error::file(&tensors_path, problems.join("; "), hint)
     })?;
-    let mut pairs = Vec::with_capacity(halves.len());
-    for Half { module, a, b } in halves {
+    let mut pairs = Vec::with_capacity(parts.len());
+    for Parts { module, a, b, magnitude } in parts {
         let ([rank, in_features], [out_features, _]) = (a.1, b.1);
         let (a, b) = (tensors.f32(a.0, &a.1)?, tensors.f32(b.0, &b.1)?);
-        pairs.push(PeftPair { module: module.to_owned(), rank, in_features, out_features, a, b });
+        let magnitude = magnitude.map(|name| tensors.f32(name, &[out_features])).transpose()?;
+        pairs.push(PeftPair { module: module.to_owned(), rank, in_features, out_features, a, b, magnitude });
     }
     config.target_modules = match targets {
         config::Targets::List(list) => list,
@@ -85,21 +87,24 @@ pub fn read(folder: &Path) -> Result<(PeftConfig, Vec<PeftPair>)> {
     Ok((config, pairs))
 }
 
-/// Writes both files durably (tensors first, then the config), keys `base_model.model.<module>.lora_A.weight`.
-/// The folder is made where it is missing.
+/// Writes both files durably (tensors first, then the config), keys `base_model.model.<module>.lora_A.weight`, and of DoRA
+/// `<module>.lora_magnitude_vector`. The folder is made where it is missing.
 pub fn write(folder: &Path, config: &PeftConfig, pairs: &[PeftPair]) -> Result<()> {
-    if config.dora {
-        return Err(Error::unsupported("DoRA adapters cannot be written yet", "train without --dora"));
-    }
-    let mut tensors = Vec::with_capacity(2 * pairs.len());
+    let fault = |message: String| Error::file(folder, message, "this is a fault of retune: please report it");
+    let mut tensors = Vec::with_capacity(3 * pairs.len());
     for pair in pairs {
-        let PeftPair { module, rank, in_features, out_features, a, b } = pair;
+        let PeftPair { module, rank, in_features, out_features, a, b, magnitude } = pair;
         if *rank != config.rank {
-            let message = format!("cannot hold the rank {rank} of {module} beside rank {} of the adapter", config.rank);
-            return Err(Error::file(folder, message, "this is a fault of retune: please report it"));
+            return Err(fault(format!("cannot hold the rank {rank} of {module} beside rank {} of the adapter", config.rank)));
+        }
+        if config.dora != magnitude.is_some() {
+            return Err(fault(format!("cannot hold some layers with DoRA's magnitude and some without: {module}")));
         }
         tensors.push((format!("{PREFIX}{module}.lora_A.weight"), vec![*rank, *in_features], a.as_slice()));
         tensors.push((format!("{PREFIX}{module}.lora_B.weight"), vec![*out_features, *rank], b.as_slice()));
+        if let Some(magnitude) = magnitude {
+            tensors.push((format!("{PREFIX}{module}.lora_magnitude_vector"), vec![*out_features], magnitude.as_slice()));
+        }
     }
     std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     // transformers refuses safetensors without this entry.
@@ -107,41 +112,49 @@ pub fn write(folder: &Path, config: &PeftConfig, pairs: &[PeftPair]) -> Result<(
     durable::write(&folder.join(CONFIG), config::render(config).as_bytes())
 }
 
-/// The two tensors of a module: name and shape of A and B.
-struct Half<'a> {
+/// The tensors of a module: name and shape of A and B, the name of the magnitude.
+struct Parts<'a> {
     module: &'a str,
     a: (&'a str, [usize; 2]),
     b: (&'a str, [usize; 2]),
+    magnitude: Option<&'a str>,
 }
 
-/// Pairs up the tensors by their names, in file order; or all that is wrong with them.
-fn find_halves<'a>(tensors: &'a safetensors::Tensors, config: &PeftConfig) -> Result<Vec<Half<'a>>, Vec<String>> {
-    type Found<'a> = (&'a str, Option<(&'a str, &'a [usize])>, Option<(&'a str, &'a [usize])>);
-    let mut found: Vec<Found> = Vec::new();
+/// Puts the tensors of each module together by their names, in file order; or tells all that is wrong with them.
+fn find_parts<'a>(tensors: &'a safetensors::Tensors, config: &PeftConfig) -> Result<Vec<Parts<'a>>, Vec<String>> {
+    /// A, B, magnitude.
+    type Found<'a> = [Option<(&'a str, &'a [usize])>; 3];
+    let mut found: Vec<(&str, Found)> = Vec::new();
     let mut place = std::collections::HashMap::new();
     let mut problems = Vec::new();
     for name in tensors.names() {
         let shape = tensors.get(name).map_or(&[][..], |tensor| &tensor.shape);
         match parse_name(name) {
-            Some((_, Part::Magnitude)) if config.dora => {}
-            Some((module, part @ (Part::A | Part::B))) => {
+            Some((module, part)) if config.dora || part != Part::Magnitude => {
                 let i = *place.entry(module).or_insert_with(|| {
-                    found.push((module, None, None));
+                    found.push((module, [None; 3]));
                     found.len() - 1
                 });
-                let half = if part == Part::A { &mut found[i].1 } else { &mut found[i].2 };
-                if let Some((other, _)) = half.replace((name, shape)) {
-                    problems.push(format!("{name} and {other} are the same half of {module}"));
+                if let Some((other, _)) = found[i].1[part as usize].replace((name, shape)) {
+                    problems.push(format!("{name} and {other} are the same part of {module}"));
                 }
             }
             _ => problems.push(format!("{name} {shape:?} is neither lora_A nor lora_B of a linear layer")),
         }
     }
-    let mut halves = Vec::with_capacity(found.len());
-    for (module, a, b) in found {
+    let mut all = Vec::with_capacity(found.len());
+    for (module, [a, b, magnitude]) in found {
         match (a, b) {
             (Some((a, &[rank, in_features])), Some((b, &[out_features, rank_b]))) if rank == rank_b && rank == config.rank => {
-                halves.push(Half { module, a: (a, [rank, in_features]), b: (b, [out_features, rank]) });
+                match magnitude {
+                    None if config.dora => problems.push(format!("{module} has no lora_magnitude_vector, and this is DoRA")),
+                    Some((name, shape)) if shape != [out_features] => {
+                        problems.push(format!("{name} is {shape:?}, expected [{out_features}]"));
+                    }
+                    _ => {}
+                }
+                let magnitude = magnitude.map(|(name, _)| name);
+                all.push(Parts { module, a: (a, [rank, in_features]), b: (b, [out_features, rank]), magnitude });
             }
             (Some((_, a)), Some((_, b))) => {
                 let rank = config.rank;
@@ -153,10 +166,10 @@ fn find_halves<'a>(tensors: &'a safetensors::Tensors, config: &PeftConfig) -> Re
             (_, None) => problems.push(format!("{module} has no lora_B")),
         }
     }
-    if halves.is_empty() && problems.is_empty() {
+    if all.is_empty() && problems.is_empty() {
         problems.push("holds no tensors".to_owned());
     }
-    if problems.is_empty() { Ok(halves) } else { Err(problems) }
+    if problems.is_empty() { Ok(all) } else { Err(problems) }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

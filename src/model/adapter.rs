@@ -1,13 +1,18 @@
-//! The trained part: one LoRA pair (Hu et al., 2021) for each chosen linear layer of each block, all in one flat
-//! buffer, so that clipping, the optimiser, checkpoints and an all-reduce see one slice.
+//! The trained part: one LoRA pair (Hu et al., 2021) for each chosen linear layer of each block, with DoRA (Liu et al.,
+//! 2024) the magnitudes of its rows too, all in one flat buffer, so that clipping, the optimiser, checkpoints and an
+//! all-reduce see one slice.
 
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::OnceLock;
 
+use retune_kernels::dora::RowScale;
 use retune_kernels::lora_linear::LoraPair;
 use retune_kernels::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::config::ModelConfig;
+use super::decoder::Decoder;
+use super::weights::Linear;
 use crate::error::{Error, Result};
 
 /// The linear layers of a block.
@@ -104,6 +109,9 @@ pub struct AdapterSpec {
     pub rank: usize,
     pub alpha: f32,
     pub rslora: bool,
+    /// Weight-decomposed: a trained magnitude for each row of the weight that the adapter makes.
+    #[serde(default)]
+    pub dora: bool,
     pub targets: Vec<Module>,
 }
 
@@ -114,7 +122,7 @@ impl AdapterSpec {
     }
 }
 
-/// Where one pair lies in the flat buffer: A `[rank, in]`, then B `[out, rank]`.
+/// Where one pair lies in the flat buffer: A `[rank, in]`, then B `[out, rank]`, then with DoRA the magnitude `[out]`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Slot {
     pub layer: usize,
@@ -123,6 +131,8 @@ pub struct Slot {
     pub out_features: usize,
     pub a: Range<usize>,
     pub b: Range<usize>,
+    /// Empty without DoRA.
+    pub magnitude: Range<usize>,
 }
 
 impl Slot {
@@ -137,12 +147,42 @@ impl Slot {
     }
 }
 
+/// The trained values, as the slots say. They remember the scales of DoRA's rows, which cost a product with the base, and
+/// forget them as soon as anyone may change a value. (They also belong to one base and one scale, which an adapter keeps.)
+#[derive(Clone, Debug)]
+pub struct Params {
+    values: Vec<f32>,
+    /// One for each slot of a DoRA adapter.
+    row_scales: Vec<OnceLock<RowScale>>,
+}
+
+impl Deref for Params {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+impl DerefMut for Params {
+    fn deref_mut(&mut self) -> &mut [f32] {
+        self.row_scales.fill(OnceLock::new());
+        &mut self.values
+    }
+}
+
+impl PartialEq for Params {
+    fn eq(&self, other: &Self) -> bool {
+        self.values == other.values
+    }
+}
+
 /// An adapter in the row order of the base that it belongs to.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Adapter {
     pub spec: AdapterSpec,
     pub slots: Vec<Slot>,
-    pub params: Vec<f32>,
+    pub params: Params,
 }
 
 impl Adapter {
@@ -155,19 +195,27 @@ impl Adapter {
                 let (out_features, in_features) = module.shape(config);
                 let a = end..end + spec.rank * in_features;
                 let b = a.end..a.end + out_features * spec.rank;
-                end = b.end;
-                slots.push(Slot { layer, module, in_features, out_features, a, b });
+                let magnitude = b.end..b.end + if spec.dora { out_features } else { 0 };
+                end = magnitude.end;
+                slots.push(Slot { layer, module, in_features, out_features, a, b, magnitude });
             }
         }
-        Self { spec, slots, params: vec![0.0; end] }
+        let row_scales = vec![OnceLock::new(); if spec.dora { slots.len() } else { 0 }];
+        Self { spec, slots, params: Params { values: vec![0.0; end], row_scales } }
     }
 
-    /// A fresh adapter, as PEFT starts it: A uniform within `1 / sqrt(in)` (Kaiming with a = sqrt 5), B zero.
-    pub fn fresh(config: &ModelConfig, spec: AdapterSpec, rng: &mut Rng) -> Self {
-        let mut adapter = Self::zeros(config, spec);
+    /// A fresh adapter, as PEFT starts it: A uniform within `1 / sqrt(in)` (Kaiming with a = sqrt 5), B zero, the magnitude
+    /// that of the base's rows. It changes nothing yet.
+    pub fn fresh(base: &Decoder, spec: AdapterSpec, rng: &mut Rng) -> Self {
+        let mut adapter = Self::zeros(&base.config, spec);
+        let values = &mut *adapter.params;
         for slot in &adapter.slots {
             let bound = 1.0 / (slot.in_features as f64).sqrt();
-            adapter.params[slot.a.clone()].fill_with(|| ((2.0 * rng.uniform() - 1.0) * bound) as f32);
+            values[slot.a.clone()].fill_with(|| ((2.0 * rng.uniform() - 1.0) * bound) as f32);
+            if adapter.spec.dora {
+                let squares = base.weights.blocks[slot.layer].linear(slot.module).row_squares();
+                values[slot.magnitude.clone()].iter_mut().zip(squares).for_each(|(m, square)| *m = square.sqrt() as f32);
+            }
         }
         adapter
     }
@@ -181,20 +229,22 @@ impl Adapter {
         self.slots.get(self.index(layer, module)?)
     }
 
-    /// The pair of a layer, as the kernel wants it.
-    pub fn pair(&self, layer: usize, module: Module) -> Option<LoraPair<'_>> {
-        let slot = self.slot(layer, module)?;
-        Some(LoraPair {
-            a: &self.params[slot.a.clone()],
-            b: &self.params[slot.b.clone()],
-            rank: self.spec.rank,
-            scale: self.spec.scale(),
-        })
+    /// The pair of a layer, as the kernel wants it; `linear` is that layer of the base that the adapter belongs to.
+    pub fn pair(&self, layer: usize, module: Module, linear: &Linear) -> Option<LoraPair<'_>> {
+        let index = self.index(layer, module)?;
+        let slot = self.slots.get(index)?;
+        let values = |range: &Range<usize>| &self.params[range.clone()];
+        let (rank, scale) = (self.spec.rank, self.spec.scale());
+        let plain = LoraPair { a: values(&slot.a), b: values(&slot.b), rank, scale, dora: None, dropout: None };
+        let row_scale = || RowScale::new(&linear.weight, linear.row_squares(), &plain, values(&slot.magnitude));
+        Some(LoraPair { dora: self.params.row_scales.get(index).map(|known| known.get_or_init(row_scale)), ..plain })
     }
 
-    /// The places of a pair's gradients (dA, dB) in a buffer laid out as `params`.
-    pub fn grads<'a>(&self, buffer: &'a mut [f32], layer: usize, module: Module) -> Option<(&'a mut [f32], &'a mut [f32])> {
+    /// The places of a pair's gradients (dA, dB, and the magnitude's, empty without DoRA) in a buffer laid out as `params`.
+    pub fn grads<'a>(&self, buffer: &'a mut [f32], layer: usize, module: Module) -> Option<[&'a mut [f32]; 3]> {
         let slot = self.slot(layer, module)?;
-        Some(buffer[slot.a.start..slot.b.end].split_at_mut(slot.a.len()))
+        let (a, rest) = buffer[slot.a.start..slot.magnitude.end].split_at_mut(slot.a.len());
+        let (b, magnitude) = rest.split_at_mut(slot.b.len());
+        Some([a, b, magnitude])
     }
 }

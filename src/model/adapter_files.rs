@@ -27,20 +27,13 @@ pub fn load(path: &Path, config: &ModelConfig) -> Result<Adapter> {
 
 fn load_peft(folder: &Path, config: &ModelConfig) -> Result<Adapter> {
     let (peft, pairs) = peft::read(folder)?;
-    if peft.dora {
-        return Err(Error::file(
-            folder,
-            "this is a DoRA adapter, which retune does not support yet",
-            "use an adapter trained without DoRA",
-        ));
-    }
-    let found: Vec<Found> = pairs.into_iter().map(|p| Found { name: p.module, rank: p.rank, a: p.a, b: p.b }).collect();
+    let found = |p: PeftPair| Found { name: p.module, rank: p.rank, a: p.a, b: p.b, magnitude: p.magnitude };
     assemble(
         folder,
         config,
         Rows::HuggingFace,
-        found,
-        |targets| AdapterSpec { rank: peft.rank, alpha: peft.alpha, rslora: peft.rslora, targets },
+        pairs.into_iter().map(found).collect(),
+        |targets| AdapterSpec { rank: peft.rank, alpha: peft.alpha, rslora: peft.rslora, dora: peft.dora, targets },
         |slot| slot.hf_module(),
     )
 }
@@ -58,13 +51,13 @@ fn load_gguf(path: &Path, config: &ModelConfig) -> Result<Adapter> {
     let rank = file.pairs.first().map_or(0, |p| p.rank);
     // llama.cpp reads alpha 0 as "scale 1" (llama-adapter.h, get_scale).
     let alpha = if file.alpha == 0.0 { rank as f32 } else { file.alpha };
-    let found: Vec<Found> = file.pairs.into_iter().map(|p| Found { name: p.tensor, rank: p.rank, a: p.a, b: p.b }).collect();
+    let found = |p: GgufPair| Found { name: p.tensor, rank: p.rank, a: p.a, b: p.b, magnitude: p.magnitude };
     assemble(
         path,
         config,
         Rows::Gguf,
-        found,
-        |targets| AdapterSpec { rank, alpha, rslora: false, targets },
+        file.pairs.into_iter().map(found).collect(),
+        |targets| AdapterSpec { rank, alpha, rslora: false, dora: false, targets },
         |slot| slot.gguf_tensor(),
     )
 }
@@ -75,6 +68,7 @@ struct Found {
     rank: usize,
     a: Vec<f32>,
     b: Vec<f32>,
+    magnitude: Option<Vec<f32>>,
 }
 
 fn assemble(
@@ -95,7 +89,16 @@ fn assemble(
     let mut taken = 0;
     for slot in adapter.slots.clone() {
         // A layer that the file leaves out keeps its zeros: it adds nothing, and can learn when training goes on.
-        let Some(pair) = found.iter().find(|f| f.name == name(&slot)) else { continue };
+        let Some(pair) = found.iter().find(|f| f.name == name(&slot)) else {
+            if adapter.spec.dora {
+                return Err(Error::file(
+                    path,
+                    format!("this DoRA adapter leaves out {}, and has that layer elsewhere", name(&slot)),
+                    "retune reads DoRA of all blocks: train it again without layers_to_transform",
+                ));
+            }
+            continue;
+        };
         taken += 1;
         if pair.rank != adapter.spec.rank {
             return Err(wrong(format!("adapter rank {} in {}, expected {}", pair.rank, pair.name, adapter.spec.rank)));
@@ -110,13 +113,17 @@ fn assemble(
                 slot.out_features
             )));
         }
-        let mut b = pair.b.clone();
-        match rows {
-            Rows::HuggingFace => from_hf(config, &slot, adapter.spec.rank, &mut b),
-            Rows::Gguf => from_gguf(config, &slot, adapter.spec.rank, &mut b),
+        let (mut b, mut magnitude) = (pair.b.clone(), pair.magnitude.clone().unwrap_or_default());
+        for (values, cols) in [(&mut b, pair.rank), (&mut magnitude, 1)] {
+            match rows {
+                Rows::HuggingFace => from_hf(config, &slot, cols, values),
+                Rows::Gguf => from_gguf(config, &slot, cols, values),
+            }
         }
-        adapter.params[slot.a.clone()].copy_from_slice(&pair.a);
-        adapter.params[slot.b.clone()].copy_from_slice(&b);
+        let params = &mut *adapter.params;
+        params[slot.a.clone()].copy_from_slice(&pair.a);
+        params[slot.b.clone()].copy_from_slice(&b);
+        params[slot.magnitude.clone()].copy_from_slice(&magnitude);
     }
     match found.iter().find(|f| !adapter.slots.iter().any(|s| name(s) == f.name)) {
         Some(stranger) => Err(wrong(format!("the adapter has {}, which the base has not", stranger.name))),
@@ -125,16 +132,17 @@ fn assemble(
     }
 }
 
-/// Writes a PEFT folder (SPEC X1).
-pub fn save_peft(folder: &Path, adapter: &Adapter, config: &ModelConfig, base_model: Option<&str>) -> Result<()> {
+/// Writes a PEFT folder (SPEC X1). `dropout` is what it was trained with, for whoever trains on with PEFT.
+pub fn save_peft(folder: &Path, adapter: &Adapter, config: &ModelConfig, base_model: Option<&str>, dropout: f64) -> Result<()> {
     let spec = &adapter.spec;
     let pairs: Vec<PeftPair> = adapter
         .slots
         .iter()
         .map(|slot| {
-            let mut b = adapter.params[slot.b.clone()].to_vec();
+            let (mut b, mut magnitude) = (adapter.params[slot.b.clone()].to_vec(), magnitude(adapter, slot));
             if is_interleaved(config, slot) {
                 gguf_to_hf(&mut b, spec.rank, heads(config, slot));
+                magnitude.iter_mut().for_each(|m| gguf_to_hf(m, 1, heads(config, slot)));
             }
             let a = adapter.params[slot.a.clone()].to_vec();
             PeftPair {
@@ -144,6 +152,7 @@ pub fn save_peft(folder: &Path, adapter: &Adapter, config: &ModelConfig, base_mo
                 out_features: slot.out_features,
                 a,
                 b,
+                magnitude,
             }
         })
         .collect();
@@ -151,42 +160,50 @@ pub fn save_peft(folder: &Path, adapter: &Adapter, config: &ModelConfig, base_mo
         rank: spec.rank,
         alpha: spec.alpha,
         rslora: spec.rslora,
-        dora: false,
-        dropout: 0.0,
+        dora: spec.dora,
+        dropout: dropout as f32,
         target_modules: spec.targets.iter().map(|m| m.hf_name().to_owned()).collect(),
         base_model: base_model.map(str::to_owned),
     };
     peft::write(folder, &peft, &pairs)
 }
 
+/// DoRA's magnitude of a layer, in the row order of the base in memory.
+fn magnitude(adapter: &Adapter, slot: &Slot) -> Option<Vec<f32>> {
+    adapter.spec.dora.then(|| adapter.params[slot.magnitude.clone()].to_vec())
+}
+
 /// The pairs in GGUF's names and row order: what a GGUF adapter holds, and what is merged into a GGUF file.
 pub fn gguf_pairs(adapter: &Adapter, config: &ModelConfig) -> Vec<GgufPair> {
     let spec = &adapter.spec;
     let pair = |slot: &Slot| {
-        let mut b = adapter.params[slot.b.clone()].to_vec();
+        let (mut b, mut magnitude) = (adapter.params[slot.b.clone()].to_vec(), magnitude(adapter, slot));
         if is_permuted_in_gguf(config, slot) && config.rope_style == RopeStyle::Half {
             hf_to_gguf(&mut b, spec.rank, heads(config, slot));
+            magnitude.iter_mut().for_each(|m| hf_to_gguf(m, 1, heads(config, slot)));
         }
-        GgufPair { tensor: slot.gguf_tensor(), rank: spec.rank, a: adapter.params[slot.a.clone()].to_vec(), b }
+        GgufPair { tensor: slot.gguf_tensor(), rank: spec.rank, a: adapter.params[slot.a.clone()].to_vec(), b, magnitude }
     };
     adapter.slots.iter().map(pair).collect()
 }
 
-/// Writes a GGUF adapter (SPEC X2). The format knows no rsLoRA: alpha is written so that alpha / rank is the scale.
+/// Writes a GGUF adapter (SPEC X2). The format knows no rsLoRA: alpha is written so that alpha / rank is the scale. It
+/// cannot say DoRA at all: that is an error.
 pub fn save_gguf(path: &Path, adapter: &Adapter, config: &ModelConfig) -> Result<()> {
     let alpha = adapter.spec.scale() * adapter.spec.rank as f32;
     gguf_adapter::write(path, config.architecture.name(), alpha, &gguf_pairs(adapter, config))
 }
 
-fn from_hf(config: &ModelConfig, slot: &Slot, rank: usize, b: &mut [f32]) {
+/// `values` are B (`cols` is the rank) or the magnitude (1).
+fn from_hf(config: &ModelConfig, slot: &Slot, cols: usize, values: &mut [f32]) {
     if is_interleaved(config, slot) {
-        hf_to_gguf(b, rank, heads(config, slot));
+        hf_to_gguf(values, cols, heads(config, slot));
     }
 }
 
-fn from_gguf(config: &ModelConfig, slot: &Slot, rank: usize, b: &mut [f32]) {
+fn from_gguf(config: &ModelConfig, slot: &Slot, cols: usize, values: &mut [f32]) {
     if is_permuted_in_gguf(config, slot) && config.rope_style == RopeStyle::Half {
-        gguf_to_hf(b, rank, heads(config, slot));
+        gguf_to_hf(values, cols, heads(config, slot));
     }
 }
 

@@ -6,11 +6,12 @@
 
 use retune_kernels::attention::{self, Heads, Plan, Segment};
 use retune_kernels::cross_entropy::{self, Target};
-use retune_kernels::lora_linear::LoraLinear;
+use retune_kernels::dropout::{Dropout, token_key};
+use retune_kernels::lora_linear::{LoraGrads, LoraLinear, LoraPair};
 use retune_kernels::rope::{self, RopeTable};
 use retune_kernels::{rms_norm, swiglu};
 
-use super::adapter::{Adapter, Module};
+use super::adapter::{Adapter, AdapterSpec, Module};
 use super::config::ModelConfig;
 use super::weights::Weights;
 
@@ -30,6 +31,14 @@ pub struct Stream {
     pub plan: Plan,
     /// Rows of a [`KvCache`] where each token's key and value go; empty without a cache.
     cache_rows: Vec<usize>,
+    dropout: Option<StreamDropout>,
+}
+
+/// Dropout on what the adapter reads: its rate, and the key of each token.
+#[derive(Clone, Debug, PartialEq)]
+struct StreamDropout {
+    rate: f64,
+    tokens: Vec<u64>,
 }
 
 impl Stream {
@@ -41,7 +50,22 @@ impl Stream {
             positions: lengths.iter().flat_map(|&n| 0..n as u32).collect(),
             plan: Plan::packed(&lengths),
             cache_rows: Vec::new(),
+            dropout: None,
         }
+    }
+
+    /// Lets the adapter's inputs drop out, in a training with this seed; `first_row` is the number, among all rows of the
+    /// step, of the stream's first; each begins at position 0. Masks go with row and position, not with the place in the stream.
+    pub fn drop_out(&mut self, rate: f64, seed: u64, step: u64, first_row: usize) {
+        if rate == 0.0 {
+            return;
+        }
+        let mut next_row = first_row as u64;
+        let key = |&position: &u32| {
+            next_row += u64::from(position == 0);
+            token_key(seed, step, next_row - 1, position.into())
+        };
+        self.dropout = Some(StreamDropout { rate, tokens: self.positions.iter().map(key).collect() });
     }
 
     pub fn len(&self) -> usize {
@@ -78,8 +102,13 @@ impl KvCache {
 
     /// The stream that appends `ids` to each named sequence. Panics where one has no room left.
     pub fn append(&mut self, new: &[(usize, &[u32])]) -> Stream {
-        let mut stream =
-            Stream { ids: Vec::new(), positions: Vec::new(), plan: Plan { segments: Vec::new() }, cache_rows: Vec::new() };
+        let mut stream = Stream {
+            ids: Vec::new(),
+            positions: Vec::new(),
+            plan: Plan { segments: Vec::new() },
+            cache_rows: Vec::new(),
+            dropout: None,
+        };
         for &(s, ids) in new {
             let (past, first) = (self.lengths[s], s * self.capacity);
             assert!(
@@ -114,6 +143,21 @@ struct Saved {
     middle: Vec<f32>,   // (n, d) the residual stream between attention and MLP
     gate: Vec<f32>,     // (n, i)
     up: Vec<f32>,       // (n, i)
+    unscaled: Unscaled,
+}
+
+/// What the linear layers of a DoRA adapter give before their rows are scaled, (n, out) each.
+#[derive(Default)]
+struct Unscaled {
+    /// A backward pass follows.
+    wanted: bool,
+    layers: [Vec<f32>; 7],
+}
+
+impl Unscaled {
+    fn of(&mut self, module: Module) -> Option<&mut Vec<f32>> {
+        self.wanted.then(|| &mut self.layers[module as usize])
+    }
 }
 
 impl Saved {
@@ -134,20 +178,26 @@ impl Saved {
     }
 
     /// Values a token.
-    fn width(config: &ModelConfig) -> usize {
-        2 * config.hidden + 2 * config.q_width() + 2 * config.kv_width() + config.heads + 2 * config.intermediate
+    fn width(config: &ModelConfig, adapter: &AdapterSpec) -> usize {
+        let unscaled: usize = adapter.targets.iter().map(|m| m.shape(config).0).sum();
+        2 * config.hidden
+            + 2 * config.q_width()
+            + 2 * config.kv_width()
+            + config.heads
+            + 2 * config.intermediate
+            + if adapter.dora { unscaled } else { 0 }
     }
 }
 
 /// Buffers that live for one op or one block.
 #[derive(Default)]
 struct Scratch {
-    inv_rms: Vec<f32>, // (n)
-    normed: Vec<f32>,  // (n, d)
-    active: Vec<f32>,  // (n, i)
-    out: Vec<f32>,     // (n, d)
-    low_rank: Vec<f32>,
-    dnormed: Vec<f32>, // (n, d)
+    inv_rms: Vec<f32>,  // (n)
+    normed: Vec<f32>,   // (n, d)
+    active: Vec<f32>,   // (n, i)
+    out: Vec<f32>,      // (n, d)
+    low_rank: Vec<f32>, // what `LoraLinear` asks for
+    dnormed: Vec<f32>,  // (n, d)
     dq: Vec<f32>,
     dk: Vec<f32>,
     dv: Vec<f32>,
@@ -177,8 +227,19 @@ impl Scratch {
     }
 
     /// Values a token, of both passes.
-    fn width(config: &ModelConfig) -> usize {
-        3 * config.hidden + 2 * config.q_width() + 2 * config.kv_width() + 4 * config.intermediate + 1
+    fn width(config: &ModelConfig, adapter: &AdapterSpec, dropout: bool) -> usize {
+        let shapes = || adapter.targets.iter().map(|m| m.shape(config));
+        let scaled = if adapter.dora { shapes().map(|s| s.0).max().unwrap_or(0) } else { 0 };
+        // A masked input, and two words for the token's key.
+        let masked = if dropout { shapes().map(|s| s.1).max().unwrap_or(0) + 2 } else { 0 };
+        3 * config.hidden
+            + 2 * config.q_width()
+            + 2 * config.kv_width()
+            + 4 * config.intermediate
+            + 1
+            + 2 * adapter.rank
+            + scaled
+            + masked
     }
 }
 
@@ -205,13 +266,19 @@ impl Workspace {
 
     /// Bytes of a training step over `tokens` tokens with `kept_blocks` blocks kept (what the memory plan prints;
     /// the loss adds one chunk of logits, at most 64 MB).
-    pub fn training_bytes(config: &ModelConfig, tokens: usize, kept_blocks: usize) -> usize {
+    pub fn training_bytes(
+        config: &ModelConfig,
+        adapter: &AdapterSpec,
+        dropout: bool,
+        tokens: usize,
+        kept_blocks: usize,
+    ) -> usize {
         let kept = kept_blocks.min(config.layers);
         let again = config.layers - kept;
-        let saved = Saved::width(config);
+        let saved = Saved::width(config, adapter);
         let values = kept * saved
             + if again > 0 { again * config.hidden + saved } else { 0 }
-            + Scratch::width(config)
+            + Scratch::width(config, adapter, dropout)
             + 4 * config.hidden
             + 1;
         tokens * values * size_of::<f32>()
@@ -311,6 +378,7 @@ impl Decoder {
                 }
                 &mut ws.shared
             };
+            saved.unscaled.wanted = training;
             let kv = cache.as_deref_mut().map(|c| &mut c.layers[layer]);
             self.block_forward(layer, &mut x, stream, &rope, adapter, saved, &mut ws.scratch, kv);
         }
@@ -341,12 +409,16 @@ impl Decoder {
         saved.fit(config, n);
         scratch.fit_forward(config, n);
         let Scratch { inv_rms, normed, active, out, low_rank, .. } = scratch;
+        let unscaled = &mut saved.unscaled;
+        let mut forward = |module: Module, x: &[f32], y: &mut [f32]| {
+            self.linear(layer, module, adapter, stream).forward(x, n, y, unscaled.of(module), low_rank);
+        };
 
         saved.x.copy_from_slice(x);
         rms_norm::forward(x, &block.attention_norm, config.norm_eps, normed, inv_rms);
-        self.linear(layer, Module::Q, adapter).forward(normed, n, &mut saved.q, low_rank);
-        self.linear(layer, Module::K, adapter).forward(normed, n, &mut saved.k, low_rank);
-        self.linear(layer, Module::V, adapter).forward(normed, n, &mut saved.v, low_rank);
+        forward(Module::Q, normed, &mut saved.q);
+        forward(Module::K, normed, &mut saved.k);
+        forward(Module::V, normed, &mut saved.v);
         rope::forward(&mut saved.q, config.heads, config.head_dim, rope, config.rope_style);
         rope::forward(&mut saved.k, config.kv_heads, config.head_dim, rope, config.rope_style);
         let (k, v) = match cached {
@@ -361,15 +433,15 @@ impl Decoder {
             }
         };
         attention::forward(&saved.q, k, v, &stream.plan, self.heads(), &mut saved.attended, &mut saved.lse);
-        self.linear(layer, Module::O, adapter).forward(&saved.attended, n, out, low_rank);
+        forward(Module::O, &saved.attended, out);
         add(x, out);
 
         saved.middle.copy_from_slice(x);
         rms_norm::forward(x, &block.mlp_norm, config.norm_eps, normed, inv_rms);
-        self.linear(layer, Module::Gate, adapter).forward(normed, n, &mut saved.gate, low_rank);
-        self.linear(layer, Module::Up, adapter).forward(normed, n, &mut saved.up, low_rank);
+        forward(Module::Gate, normed, &mut saved.gate);
+        forward(Module::Up, normed, &mut saved.up);
         swiglu::forward(&saved.gate, &saved.up, active);
-        self.linear(layer, Module::Down, adapter).forward(active, n, out, low_rank);
+        forward(Module::Down, active, out);
         add(x, out);
     }
 
@@ -390,8 +462,9 @@ impl Decoder {
         let (config, block, n) = (&self.config, &self.weights.blocks[layer], stream.len());
         let Scratch { inv_rms, normed, active, low_rank, dnormed, dq, dk, dv, dattended, dactive, dgate, dup, .. } = scratch;
         let mut backward = |module: Module, dy: &[f32], x: &[f32], dx: Option<&mut [f32]>| {
-            let pair = adapter.grads(grads, layer, module);
-            self.linear(layer, module, Some(adapter)).backward(dy, x, n, dx, pair, low_rank);
+            let unscaled = &saved.unscaled.layers[module as usize];
+            let grads = adapter.grads(grads, layer, module).map(|[a, b, magnitude]| LoraGrads { a, b, magnitude, unscaled });
+            self.linear(layer, module, Some(adapter), stream).backward(dy, x, n, dx, grads, low_rank);
         };
 
         // MLP. The norm's output and the activation are computed again rather than saved.
@@ -428,9 +501,12 @@ impl Decoder {
         Heads { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() }
     }
 
-    fn linear<'a>(&'a self, layer: usize, module: Module, adapter: Option<&'a Adapter>) -> LoraLinear<'a> {
+    fn linear<'a>(&'a self, layer: usize, module: Module, adapter: Option<&'a Adapter>, stream: &'a Stream) -> LoraLinear<'a> {
         let linear = self.weights.blocks[layer].linear(module);
-        LoraLinear { weight: &linear.weight, bias: linear.bias.as_deref(), lora: adapter.and_then(|a| a.pair(layer, module)) }
+        let place = (layer * Module::ALL.len() + module as usize) as u64;
+        let dropout = stream.dropout.as_ref().map(|d| Dropout { rate: d.rate, tokens: &d.tokens, place });
+        let pair = adapter.and_then(|a| a.pair(layer, module, linear));
+        LoraLinear { weight: &linear.weight, bias: linear.bias.as_deref(), lora: pair.map(|pair| LoraPair { dropout, ..pair }) }
     }
 }
 

@@ -1,6 +1,7 @@
 //! The frozen weights of a base, kept as its files store them.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use retune_kernels::{DType, Weight};
 
@@ -17,6 +18,14 @@ pub struct Linear {
     pub weight: Weight,
     /// `[out]`
     pub bias: Option<Vec<f32>>,
+    row_squares: OnceLock<Vec<f64>>,
+}
+
+impl Linear {
+    /// The squared norm of each row of the weight, `[out]`; computed when it is first asked for.
+    pub fn row_squares(&self) -> &[f64] {
+        self.row_squares.get_or_init(|| self.weight.row_squares())
+    }
 }
 
 /// One block: norms `[hidden]`, and the seven linear layers in the order of [`Module::ALL`].
@@ -121,6 +130,7 @@ fn load(store: &dyn Store, config: &ModelConfig) -> Result<Weights> {
             Ok(Linear {
                 weight: store.matrix(&format!("{name}.weight"), out_features, in_features)?,
                 bias: if has_bias { Some(store.vector(&format!("{name}.bias"), out_features)?) } else { None },
+                row_squares: OnceLock::new(),
             })
         };
         let [attention_norm, mlp_norm] = store.norms();

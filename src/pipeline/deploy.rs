@@ -160,8 +160,21 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
 
     let ollama = Ollama::from_env()?;
     let version = ollama.version();
+    if adapter.spec.dora && request.mode == Mode::Adapter {
+        return Err(Error::unsupported(
+            format!(
+                "{} is a DoRA adapter, which has to be merged: a GGUF adapter cannot say its magnitudes",
+                request.adapter.display()
+            ),
+            "use --mode merged, or leave --mode away",
+        ));
+    }
     let as_adapter = match (&version, request.mode) {
         (_, Mode::Merged) => None,
+        (_, Mode::Auto) if adapter.spec.dora => {
+            note("this is a DoRA adapter, which a GGUF adapter cannot say: merging");
+            None
+        }
         (Err(_), Mode::Auto) => None,
         (Err(_), Mode::Adapter) => Some(adapter_spec_parts(base, &adapter, &request.adapter)?),
         (Ok(version), mode) => {

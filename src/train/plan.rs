@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::settings::TrainSettings;
 use crate::domain::Tokens;
 use crate::error::{Error, Result};
-use crate::model::{Decoder, Workspace};
+use crate::model::{Adapter, Decoder, Workspace};
 
 /// How much memory a step may take, and what that means.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ impl MemoryPlan {
     /// gradients, activations).
     pub fn new(
         decoder: &Decoder,
-        adapter_params: usize,
+        adapter: &Adapter,
         rows: &[Tokens],
         settings: &TrainSettings,
         budget_bytes: usize,
@@ -39,15 +39,16 @@ impl MemoryPlan {
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         let packed: usize = lengths.iter().take(settings.batch_size).sum();
         let longest = lengths.first().copied().unwrap_or(0);
-        // Parameters, gradients, two moments, the best so far.
-        let adapter_bytes = adapter_params * 5 * size_of::<f32>();
+        // Parameters, gradients, two moments, the best so far; with DoRA what is known of each row: its square, its scale.
+        let dora_rows: usize = adapter.slots.iter().map(|s| s.magnitude.len()).sum();
+        let adapter_bytes = adapter.params.len() * 5 * size_of::<f32>() + dora_rows * (size_of::<f64>() + 2 * size_of::<f32>());
         let base_bytes = decoder.weights.size_bytes();
         let fixed = adapter_bytes + base_bytes + FIXED_BYTES;
         let plan = |packing: bool, max_tokens: usize, kept_blocks: usize| Self {
             kept_blocks,
             packing,
             max_tokens,
-            activation_bytes: Workspace::training_bytes(config, max_tokens, kept_blocks),
+            activation_bytes: Workspace::training_bytes(config, &adapter.spec, settings.dropout > 0.0, max_tokens, kept_blocks),
             adapter_bytes,
             base_bytes,
         };

@@ -43,11 +43,20 @@ fn render(run: &Value, lines: &[Line]) -> String {
     };
     // A path says most by its last part; run.json has the whole.
     let short = |pointer: &str| text(pointer).rsplit('/').next().unwrap_or_default().to_owned();
+    let mut adapter = format!("rank {}, alpha {}", text("/adapter/rank"), text("/adapter/alpha"));
+    for (name, on) in [("rsLoRA", "/adapter/rslora"), ("DoRA", "/adapter/dora")] {
+        if run.pointer(on).is_some_and(|v| v == true) {
+            let _ = write!(adapter, ", {name}");
+        }
+    }
+    if run.pointer("/settings/dropout").and_then(Value::as_f64).is_some_and(|rate| rate > 0.0) {
+        let _ = write!(adapter, ", dropout {}", text("/settings/dropout"));
+    }
     let mut facts = vec![
         ("base", format!("{} ({})", text("/base/name"), text("/base/weights"))),
         ("data", format!("{} ({} rows, {} held out)", text("/data/path"), text("/data/rows"), text("/data/held_out"))),
         ("template", if text("/template") == text("/base/name") { "the base's own".to_owned() } else { short("/template") }),
-        ("adapter", format!("rank {}, alpha {}", text("/adapter/rank"), text("/adapter/alpha"))),
+        ("adapter", adapter),
         ("steps", steps().count().to_string()),
         ("speed", format!("{:.0} tokens/s, {:.0} s in steps", tokens as f64 / seconds.max(1e-9), seconds)),
     ];

@@ -72,7 +72,8 @@ impl Job<'_> {
         let mut best_params = None;
         if resume && checkpoint::path(self.folder).exists() {
             let saved = checkpoint::load(self.folder, params, &self.identity)?;
-            (state.adapter.params, state.m, state.v, state.step) = (saved.params, saved.m, saved.v, saved.header.step);
+            state.adapter.params.copy_from_slice(&saved.params);
+            (state.m, state.v, state.step) = (saved.m, saved.v, saved.header.step);
             (header, best_params) = (saved.header, saved.best_params);
         }
         let run = Running {
@@ -150,7 +151,7 @@ impl Running<'_> {
         let seconds = self.seconds();
         let mut adapter = self.state.adapter;
         if let Some(best) = self.best_params {
-            adapter.params = best;
+            adapter.params.copy_from_slice(&best);
         }
         Ok(Outcome {
             adapter,
@@ -198,7 +199,7 @@ impl Running<'_> {
         let is_best = self.header.best.is_none_or(|best| line.eval_loss < best.eval_loss);
         if is_best {
             self.header.best = Some(Best { step: line.step, eval_loss: line.eval_loss });
-            self.best_params = Some(self.state.adapter.params.clone());
+            self.best_params = Some(self.state.adapter.params.to_vec());
             self.header.stale_evaluations = 0;
         } else {
             self.header.stale_evaluations += 1;

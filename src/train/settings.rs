@@ -35,6 +35,8 @@ pub struct TrainSettings {
     /// `None`: 3% of the steps.
     pub warmup_steps: Option<u64>,
     pub weight_decay: f64,
+    /// Share of the adapter's inputs that each step leaves out; 0 is none.
+    pub dropout: f64,
     /// The largest norm of the gradient; 0 does not clip.
     pub clip: f64,
     pub seed: u64,
@@ -62,6 +64,7 @@ impl Default for TrainSettings {
             schedule: Schedule::Cosine,
             warmup_steps: None,
             weight_decay: 0.01,
+            dropout: 0.0,
             clip: 1.0,
             seed: 42,
             shuffle: true,
@@ -101,6 +104,12 @@ impl TrainSettings {
             if !(value.is_finite() && value >= 0.0) {
                 return Err(Error::usage(format!("--{name} is {value}"), "it must be 0 or more"));
             }
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::usage(
+                format!("--dropout is {}", self.dropout),
+                "it must be at least 0 and less than 1; 0.05 to 0.1 is usual",
+            ));
         }
         Ok(())
     }

@@ -48,18 +48,20 @@ impl State {
     ) -> Result<StepResult> {
         grads.clear();
         grads.resize(self.adapter.params.len(), 0.0);
-        let (mut loss_sum, mut trained_tokens, mut tokens) = (0.0, 0, 0);
+        let step = self.step + 1;
+        let (mut loss_sum, mut trained_tokens, mut tokens, mut rows_before) = (0.0, 0, 0, 0);
         for rows in micro_batches {
             let streams: Vec<&[&Tokens]> = if settings.packing { vec![rows] } else { rows.chunks(1).collect() };
             for rows in streams {
-                let batch = Batch::new(rows);
+                let mut batch = Batch::new(rows);
+                batch.stream.drop_out(settings.dropout, settings.seed, step, rows_before);
+                rows_before += rows.len();
                 let losses = decoder.losses_and_grads(&batch.stream, &batch.targets, &self.adapter, ws, grads);
                 loss_sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
                 trained_tokens += losses.len();
                 tokens += batch.tokens();
             }
         }
-        let step = self.step + 1;
         let loss = loss_sum / trained_tokens as f64;
         // One division by all trained tokens of the step: a mean of means would weigh short rows too much.
         let scale = 1.0 / trained_tokens as f32;
@@ -89,7 +91,8 @@ impl State {
             return;
         }
         for slot in &self.adapter.slots {
-            for (range, rate) in [(slot.a.clone(), rate), (slot.b.clone(), rate * lora_plus)] {
+            // The magnitude goes with B, as in PEFT (optimizers/loraplus.py).
+            for (range, rate) in [(slot.a.clone(), rate), (slot.b.start..slot.magnitude.end, rate * lora_plus)] {
                 let r = || range.clone();
                 optimiser.step(&mut params[r()], &grads[r()], &mut m[r()], &mut v[r()], rate, step);
             }
@@ -101,9 +104,10 @@ impl State {
     fn check_every_tensor_learns(&self, grads: &[f32]) -> Result<()> {
         let all_zero = |values: &[f32]| values.iter().all(|&x| x == 0.0);
         for slot in &self.adapter.slots {
-            let (a, b) = (slot.a.clone(), slot.b.clone());
+            let (a, b, magnitude) = (slot.a.clone(), slot.b.clone(), slot.magnitude.clone());
             let a_must_learn = !all_zero(&self.adapter.params[b.clone()]);
-            if all_zero(&grads[b]) || (a_must_learn && all_zero(&grads[a])) {
+            let magnitude_learns = magnitude.is_empty() || !all_zero(&grads[magnitude]);
+            if all_zero(&grads[b]) || (a_must_learn && all_zero(&grads[a])) || !magnitude_learns {
                 return Err(Error::training(
                     format!("{} got no gradient in the first step", slot.hf_module()),
                     "leave it out with --targets, or report this: an adapter tensor that nothing reaches cannot learn",

@@ -39,7 +39,7 @@ fn base(folder: &Path) -> Gguf {
 }
 
 fn pair(tensor: &str, cols: usize) -> GgufPair {
-    GgufPair { tensor: tensor.into(), rank: 3, a: noise(3 * cols, 1), b: noise(ROWS * 3, 2) }
+    GgufPair { tensor: tensor.into(), rank: 3, a: noise(3 * cols, 1), b: noise(ROWS * 3, 2), magnitude: None }
 }
 
 fn values(gguf: &Gguf, name: &str) -> Vec<f32> {
@@ -92,6 +92,34 @@ fn every_type_holds_the_sum_within_what_its_bits_allow_and_the_report_says_the_s
         };
         assert!((told.change / delta - 1.0).abs() < 1e-4, "{name}: told {}, found {delta}", told.change);
     }
+}
+
+#[test]
+fn a_dora_pair_brings_each_row_to_its_magnitude() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = base(folder.path());
+    let out = folder.path().join("merged.gguf");
+    let magnitude: Vec<f32> = (0..ROWS).map(|row| 3.0 + row as f32).collect();
+    let pair = GgufPair { magnitude: Some(magnitude.clone()), ..pair("f32", COLS) };
+    let report = merge(&base, std::slice::from_ref(&pair), 0.5, MergeType::Keep, &out).unwrap();
+    let mut right = expected(&base, &pair, 0.5);
+    for (row, magnitude) in right.chunks_mut(COLS).zip(&magnitude) {
+        let length = row.iter().map(|v| v * v).sum::<f64>().sqrt();
+        row.iter_mut().for_each(|v| *v *= f64::from(*magnitude) / length);
+    }
+    assert!(relative_error(&values(&Gguf::open(&out).unwrap(), "f32"), &right) < 2e-7);
+    let before = values(&base, "f32");
+    let squares = |v: &mut dyn Iterator<Item = f64>| v.map(|x| x * x).sum::<f64>().sqrt();
+    let change = squares(&mut right.iter().zip(&before).map(|(a, b)| a - f64::from(*b)))
+        / squares(&mut before.iter().map(|v| f64::from(*v)));
+    assert!((report.tensors[0].change / change - 1.0).abs() < 1e-5, "told {}, found {change}", report.tensors[0].change);
+
+    // B of zeros with a magnitude of its own is a change, too; a magnitude of another length is none that fits.
+    let lengths = GgufPair { b: vec![0.0; ROWS * 3], ..pair.clone() };
+    assert_eq!(merge(&base, &[lengths], 0.5, MergeType::Keep, &out).unwrap().tensors.len(), 1);
+    let short = GgufPair { magnitude: Some(vec![1.0; ROWS - 1]), ..pair };
+    let said = merge(&base, &[short], 0.5, MergeType::Keep, &out).unwrap_err().to_string();
+    assert!(said.contains("f32 has 8 rows, DoRA's magnitude is for 7"), "{said}");
 }
 
 #[test]
@@ -221,6 +249,7 @@ fn llama_cpp_sees_the_same_model_in_the_adapter_and_in_the_merged_file() {
                 rank: 4,
                 a: small(4 * t.shape[1], i as u64),
                 b: small(t.shape[0] * 4, 100 + i as u64),
+                magnitude: None,
             }
         })
         .collect();
@@ -263,7 +292,13 @@ fn smollm2_merges_in_its_own_type() {
         .tensors
         .iter()
         .filter(|t| t.name.starts_with("blk.3.") && t.shape.len() == 2)
-        .map(|t| GgufPair { tensor: t.name.clone(), rank: 2, a: noise(2 * t.shape[1], 5), b: noise(t.shape[0] * 2, 6) })
+        .map(|t| GgufPair {
+            tensor: t.name.clone(),
+            rank: 2,
+            a: noise(2 * t.shape[1], 5),
+            b: noise(t.shape[0] * 2, 6),
+            magnitude: None,
+        })
         .collect();
     assert_eq!(pairs.len(), 7);
     let report = merge(&base, &pairs, 0.02, MergeType::Keep, &out).unwrap();

@@ -18,7 +18,13 @@ fn config() -> PeftConfig {
 
 fn pair(module: &str, start: f32) -> PeftPair {
     let values = |n: usize, start: f32| (0..n).map(|i| start + i as f32).collect::<Vec<_>>();
-    PeftPair { module: module.into(), rank: 2, in_features: 3, out_features: 4, a: values(6, start), b: values(8, start + 100.0) }
+    let (a, b) = (values(6, start), values(8, start + 100.0));
+    PeftPair { module: module.into(), rank: 2, in_features: 3, out_features: 4, a, b, magnitude: None }
+}
+
+fn dora() -> (PeftConfig, Vec<PeftPair>) {
+    let config = PeftConfig { dora: true, ..config() };
+    (config, pairs().into_iter().map(|p| PeftPair { magnitude: Some(vec![1.0, 2.5, 0.5, 3.0]), ..p }).collect())
 }
 
 fn pairs() -> Vec<PeftPair> {
@@ -120,7 +126,7 @@ fn everything_wrong_with_the_tensors_is_told_at_once() {
     }
     assert!(complaint(&folder_of(&[])).contains("holds no tensors"));
     let twice = [("m.lora_A.weight", [2, 3]), ("base_model.model.m.lora_A.weight", [2, 3]), ("m.lora_B.weight", [4, 2])];
-    assert!(complaint(&folder_of(&twice)).contains("the same half of m"));
+    assert!(complaint(&folder_of(&twice)).contains("the same part of m"));
 }
 
 #[test]
@@ -153,7 +159,7 @@ fn a_pattern_of_targets_becomes_the_names_of_the_pairs() {
 }
 
 #[test]
-fn missing_files_nan_and_dora_are_told() {
+fn missing_files_and_nan_are_told() {
     let folder = folder_with(&[]);
     std::fs::remove_file(folder.path().join(TENSORS)).unwrap();
     assert!(complaint(&folder).contains("cannot open"));
@@ -170,9 +176,29 @@ fn missing_files_nan_and_dora_are_told() {
     broken[1].b[3] = f32::NAN;
     write(folder.path(), &config(), &broken).unwrap();
     assert!(complaint(&folder).contains("v_proj.lora_B.weight holds NaN at position 3"));
-    let dora = PeftConfig { dora: true, ..config() };
-    assert!(write(folder.path(), &dora, &pairs()).is_err());
-    assert!(read(folder_with(&[("use_dora", json!(true))]).path()).unwrap().0.dora);
+}
+
+#[test]
+fn dora_has_a_magnitude_for_every_pair_and_nobody_else_has_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dora_config, dora_pairs) = dora();
+    write(folder.path(), &dora_config, &dora_pairs).unwrap();
+    assert_eq!(read(folder.path()).unwrap(), dora());
+    let tensors = safetensors::Tensors::open(&folder.path().join(TENSORS)).unwrap();
+    let name = "base_model.model.model.layers.0.self_attn.q_proj.lora_magnitude_vector";
+    assert_eq!(tensors.f32(name, &[4]).unwrap(), [1.0, 2.5, 0.5, 3.0]);
+
+    assert!(write(folder.path(), &dora_config, &pairs()).is_err());
+    assert!(write(folder.path(), &config(), &dora_pairs).is_err());
+    let missing = folder_with(&[("use_dora", json!(true))]);
+    assert!(complaint(&missing).contains("q_proj has no lora_magnitude_vector, and this is DoRA"), "{}", complaint(&missing));
+    // A plain adapter's config beside DoRA's tensors.
+    std::fs::write(folder.path().join(CONFIG), config::render(&config())).unwrap();
+    assert!(complaint(&folder).contains("lora_magnitude_vector [4] is neither lora_A nor lora_B"));
+    let wide = [("M.lora_A.weight", [2, 3]), ("M.lora_B.weight", [4, 2]), ("M.lora_magnitude_vector", [4, 1])];
+    let folder = folder_of(&wide);
+    std::fs::write(folder.path().join(CONFIG), config::render(&dora_config)).unwrap();
+    assert!(complaint(&folder).contains("M.lora_magnitude_vector is [4, 1], expected [4]"), "{}", complaint(&folder));
 }
 
 fn python() -> Option<PathBuf> {
@@ -190,8 +216,8 @@ fn python() -> Option<PathBuf> {
     None
 }
 
-/// PEFT loads our folder into a model, and computes with it what B A x times alpha / sqrt(rank) is; then it saves the
-/// adapter in its own way, and we read that.
+/// PEFT loads our folder into a model, and computes with it what B A x times alpha / sqrt(rank) is, with DoRA's rows at
+/// their magnitudes; then it saves the adapter in its own way, and we read that.
 #[test]
 fn peft_loads_what_we_write_and_we_read_what_it_saves() {
     const SCRIPT: &str = r#"
@@ -211,26 +237,37 @@ assert torch.allclose(b.flatten(), torch.arange(16.0) / 11 - 1), b
 assert layer.scaling["default"] == 5 / math.sqrt(2), layer.scaling
 x = torch.randn(3, 12)
 with torch.no_grad():
-    expected = x @ frozen.T + (x @ a.T @ b.T) * 5 / math.sqrt(2)
+    whole = frozen + (b @ a) * 5 / math.sqrt(2)
+    if model.peft_config["default"].use_dora:
+        magnitude = torch.arange(1.0, 9.0)
+        assert torch.equal(layer.lora_magnitude_vector["default"].weight, magnitude)
+        whole = whole * (magnitude / whole.norm(dim=1))[:, None]
+    expected = x @ whole.T
     assert torch.allclose(layer(x), expected, atol=1e-4)
 assert not any("lora" in n for n, p in model.named_parameters() if p.requires_grad)
 model.save_pretrained(sys.argv[2])
 print("loaded and saved")
 "#;
     let Some(python) = python() else { return };
-    let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-    let down = PeftPair {
+    let plain = PeftPair {
         module: "model.layers.0.mlp.down_proj".into(),
         rank: 2,
         in_features: 12,
         out_features: 8,
         a: (0..24).map(|i| i as f32 / 7.0).collect(),
         b: (0..16).map(|i| i as f32 / 11.0 - 1.0).collect(),
+        magnitude: None,
     };
-    let config = PeftConfig { target_modules: vec!["down_proj".into()], base_model: None, ..config() };
-    write(ours.path(), &config, std::slice::from_ref(&down)).unwrap();
-    let output = std::process::Command::new(python).args(["-c", SCRIPT]).args([ours.path(), theirs.path()]).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("loaded and saved"), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert_eq!(read(theirs.path()).unwrap(), (config, vec![down]));
+    let dora = PeftPair { magnitude: Some((1..9).map(|i| i as f32).collect()), ..plain.clone() };
+    for down in [plain, dora] {
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dora = down.magnitude.is_some();
+        let config = PeftConfig { dora, target_modules: vec!["down_proj".into()], base_model: None, ..config() };
+        write(ours.path(), &config, std::slice::from_ref(&down)).unwrap();
+        let output =
+            std::process::Command::new(&python).args(["-c", SCRIPT]).args([ours.path(), theirs.path()]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("loaded and saved"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        assert_eq!(read(theirs.path()).unwrap(), (config, vec![down]));
+    }
 }
