@@ -7,7 +7,8 @@ usage: tool_calls.py score ROWS ANSWERS          answers of `retune generate --d
        tool_calls.py show ROWS N NAME=ANSWERS... the first N requests with the answers of several files
 
 ROWS holds messages, the last of them the right answer. An answer counts as JSON where it parses to an
-object, as the right tool where its "tool" is, as all exact where the whole object is. --like compares
+object, as the right tool where its "tool" is, as all exact where the whole object is; the right tool is
+named also where the text is cut or goes astray after it. --like compares
 each served answer with ours, made with --alternatives 5: they must be the same text, or part where two
 tokens are within 0.1 in log-probability, since each side sums in another order. Exit 1 where one does not.
 """
@@ -15,6 +16,7 @@ tokens are within 0.1 in log-probability, since each side sums in another order.
 import argparse
 import json
 import os
+import re
 import sys
 import time
 import urllib.error
@@ -43,6 +45,12 @@ def parsed(text):
     return value if isinstance(value, dict) else None
 
 
+def named(text):
+    """The tool that a text begins to call, be it JSON to its end or not."""
+    call = re.match(r'\s*\{\s*"tool"\s*:\s*"([^"]*)"', text)
+    return call and call[1]
+
+
 def score(rows, answers):
     if len(rows) != len(answers):
         sys.exit(f"{len(answers)} answers for {len(rows)} rows: make them again from the same file")
@@ -50,6 +58,7 @@ def score(rows, answers):
     count = {
         "valid JSON": sum(call is not None for call, _ in calls),
         "right tool": sum(call is not None and call.get("tool") == right["tool"] for call, right in calls),
+        "right tool named": sum(named(answer["text"]) == right["tool"] for answer, (_, right) in zip(answers, rows)),
         "all exact": sum(call == right for call, right in calls),
     }
     return ", ".join(f"{name} {n} of {len(rows)} ({100 * n / len(rows):.1f}%)" for name, n in count.items())
