@@ -240,6 +240,14 @@ fn is_hub_id(text: &str) -> bool {
     HubId::parse(text).is_some_and(|id| id.revision.is_none())
 }
 
+/// The hub, where a name is the id of a model there that would have to be fetched.
+pub fn to_fetch(name: &str) -> Result<Option<(Hub, HubId)>> {
+    if Path::new(name).exists() {
+        return Ok(None);
+    }
+    Ok(on_hub(name)?.filter(|(hub, id)| hub.cache.snapshot(id).is_none()))
+}
+
 /// The hub, where a name is the id of a model there. Ollama has names of that form, too (`user/model`): one that its store
 /// holds is meant, unless the cache of the hub has it as well.
 fn on_hub(name: &str) -> Result<Option<(Hub, HubId)>> {

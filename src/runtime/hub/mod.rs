@@ -145,16 +145,33 @@ impl Hub {
         Ok(Snapshot { folder: model.snapshot(&listing.commit), commit: listing.commit })
     }
 
+    /// What fetching a model would bring: how many files, and their bytes. Writes nothing.
+    pub fn to_fetch(&self, id: &HubId) -> Result<(usize, u64)> {
+        let model = self.cache.model(&id.id);
+        if self.offline {
+            return Err(self.not_here(id, &model));
+        }
+        let listing = match patiently(2, || self.client.list(id)) {
+            Ok(listing) => listing,
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Passing { why, .. }) => return Err(self.client.away(id, &why)),
+        };
+        check_kind(id, &listing.files)?;
+        let mut names = wanted(&listing.files);
+        if names.iter().any(|name| name == INDEX) {
+            // As nearly all indices name their shards; which ones it really names is seen when it is fetched.
+            let is_shard = |name: &&String| name.starts_with("model-") && name.ends_with(".safetensors");
+            names.extend(listing.files.iter().filter(is_shard).cloned());
+        }
+        let missing = self.heads(id, &model, &listing.commit, &names)?;
+        Ok((missing.len(), missing.iter().map(|file| file.size).sum()))
+    }
+
     fn fetch(&self, id: &HubId, model: &ModelCache, listing: &Listing, on_event: &mut dyn FnMut(Event)) -> Result<()> {
         let commit = &listing.commit;
         let has = |name: &str| listing.files.iter().any(|file| file == name);
         check_kind(id, &listing.files)?;
-        let mut names: Vec<String> = SMALL.iter().filter(|name| has(name)).map(|&name| name.to_owned()).collect();
-        // For bases with a SentencePiece model only; where there is a tokenizer.json nobody reads it.
-        if !has("tokenizer.json") && has("tokenizer.model") {
-            names.push("tokenizer.model".to_owned());
-        }
-        names.push(if has(SINGLE) { SINGLE.to_owned() } else { INDEX.to_owned() });
+        let names = wanted(&listing.files);
         let mut missing = self.heads(id, model, commit, &names)?;
         if !has(SINGLE) {
             // The index says which shards there are; it is small.
@@ -233,6 +250,18 @@ impl Hub {
             "unset HF_HUB_OFFLINE once to fetch it, or set HF_HOME to where it is",
         )
     }
+}
+
+/// The files to fetch, without shards: the index says those.
+fn wanted(files: &[String]) -> Vec<String> {
+    let has = |name: &str| files.iter().any(|file| file == name);
+    let mut names: Vec<String> = SMALL.iter().filter(|name| has(name)).map(|&name| name.to_owned()).collect();
+    // For bases with a SentencePiece model only; where there is a tokenizer.json nobody reads it.
+    if !has("tokenizer.json") && has("tokenizer.model") {
+        names.push("tokenizer.model".to_owned());
+    }
+    names.push(if has(SINGLE) { SINGLE } else { INDEX }.to_owned());
+    names
 }
 
 /// Refuses what is no base in safetensors, by the names of its files.
