@@ -283,7 +283,9 @@ fn a_cut_download_goes_on_where_it_was_cut() {
     let faults = [Fault::Cut(100_000), Fault::Status(502), Fault::Cut(0), Fault::Stall(300_000), Fault::Shorter(50_000)];
     place.server.fail(WEIGHTS, faults);
     place.server.fail("tokenizer.json", [Fault::Cut(10), Fault::Status(500)]);
+    let begin = std::time::Instant::now();
     place.opens("org/stories", &[]);
+    assert!(begin.elapsed().as_secs() < 40, "silence is not waited for until the server has had enough, after 60 s");
     place.is_whole();
     let ranges = HubServer::ranges(&place.server.seen(), WEIGHTS);
     let from = |n: usize| Some(format!("bytes={n}-"));
