@@ -1,5 +1,5 @@
-//! Opening a base: a Hugging Face folder, a GGUF file, the tag of a model that the local Ollama holds, or `demo`, the
-//! small model in the binary. What comes back is complete: weights, tokenizer, template, digest.
+//! Opening a base: a Hugging Face folder, a model of the hub, a GGUF file, the tag of a model that the local Ollama holds,
+//! or `demo`, the small model in the binary. What comes back is complete: weights, tokenizer, template, digest.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,8 @@ use crate::formats::gguf::Gguf;
 use crate::formats::safetensors::Tensors;
 use crate::model::weights::Weights;
 use crate::model::{Decoder, ModelConfig};
-use crate::runtime::ollama::store;
+use crate::runtime::hub::{Event, Hub, HubId};
+use crate::runtime::ollama::{ModelName, store};
 use crate::text::template::{BUILT_IN, Template};
 use crate::text::tokenizer::Tokenizer;
 
@@ -44,7 +45,7 @@ impl Origin {
 
 /// A base, ready to train, score and speak.
 pub struct Base {
-    /// As the user named it.
+    /// As the user named it; a model of the hub with its commit (`org/name@<commit>`), so that the name stays what it is.
     pub name: String,
     pub origin: Origin,
     pub decoder: Decoder,
@@ -56,21 +57,28 @@ pub struct Base {
 }
 
 impl Base {
+    /// `open_with` without anybody listening.
     pub fn open(name: &str) -> Result<Self> {
+        Self::open_with(name, &mut |_| ())
+    }
+
+    /// Opens a base by its name. A model of the hub that is not here is fetched, which `on_event` hears of.
+    pub fn open_with(name: &str, on_event: &mut dyn FnMut(Event)) -> Result<Self> {
         let path = Path::new(name);
         if path.is_dir() {
-            Self::open_folder(name, path)
+            Self::open_folder(name, path, None)
         } else if path.is_file() {
             Self::open_gguf(name, Origin::Gguf(Arc::new(Gguf::open(path)?)))
         } else if name == DEMO {
             Self::open_gguf(name, Origin::BuiltIn(Arc::new(Gguf::from_bytes(DEMO, bytes::Bytes::from_static(DEMO_GGUF))?)))
-        } else if let Some(folder) = hub_cache(name) {
-            Self::open_folder(name, &folder)
+        } else if let Some((hub, id)) = on_hub(name)? {
+            let snapshot = hub.snapshot(&id, on_event)?;
+            Self::open_folder(&format!("{}@{}", id.id, snapshot.commit), &snapshot.folder, Some(id.id))
         } else if path.extension().is_some() && name.contains('/') || name.starts_with(['.', '/', '~']) || is_weight_file(path) {
             Err(Error::file(
                 path,
                 "there is no such base",
-                "check the path; --base takes a folder, a GGUF file, an Ollama tag, a hub id in the cache, or `demo`",
+                "check the path; --base takes a folder, a GGUF file, the id of a model on the hub (org/name), an Ollama tag, or `demo`",
             ))
         } else {
             let stored = store::resolve(name)?;
@@ -85,7 +93,7 @@ impl Base {
         }
     }
 
-    fn open_folder(name: &str, folder: &Path) -> Result<Self> {
+    fn open_folder(name: &str, folder: &Path, hub_id: Option<String>) -> Result<Self> {
         let path = folder.join("config.json");
         let text = std::fs::read_to_string(&path).map_err(Error::io("read", &path))?;
         let json: serde_json::Value = serde_json::from_str(&text)
@@ -94,14 +102,14 @@ impl Base {
         let weights = Weights::from_hf(&Tensors::open_folder(folder)?, &config, folder)?;
         let tokenizer = Tokenizer::from_folder(folder)?;
         let own_template = Template::from_folder(folder, &tokenizer)?;
-        let hub_id = json.get("_name_or_path").and_then(|v| v.as_str()).filter(|id| is_hub_id(id)).map(str::to_owned);
+        let origin = || json.get("_name_or_path").and_then(|v| v.as_str()).filter(|id| is_hub_id(id)).map(str::to_owned);
         Self {
             name: name.to_owned(),
             origin: Origin::Folder(folder.to_owned()),
             decoder: Decoder { config, weights },
             tokenizer,
             own_template,
-            hub_id: hub_id.or_else(|| is_hub_id(name).then(|| name.to_owned())),
+            hub_id: hub_id.or_else(origin),
         }
         .checked()
     }
@@ -229,28 +237,27 @@ fn is_weight_file(path: &Path) -> bool {
 }
 
 fn is_hub_id(text: &str) -> bool {
-    let mut parts = text.split('/');
-    let plain = |part: Option<&str>| {
-        part.is_some_and(|p| {
-            !p.is_empty() && !p.starts_with('.') && p.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        })
-    };
-    plain(parts.next()) && plain(parts.next()) && parts.next().is_none()
+    HubId::parse(text).is_some_and(|id| id.revision.is_none())
 }
 
-/// A snapshot of a hub id in Hugging Face's cache (`HF_HUB_CACHE`, `HF_HOME`, `~/.cache/huggingface`).
-fn hub_cache(id: &str) -> Option<PathBuf> {
-    if !is_hub_id(id) {
-        return None;
+/// The hub, where a name is the id of a model there that would have to be fetched.
+pub fn to_fetch(name: &str) -> Result<Option<(Hub, HubId)>> {
+    if Path::new(name).exists() {
+        return Ok(None);
     }
-    let env = |name: &str| std::env::var_os(name).map(PathBuf::from);
-    let root = env("HF_HUB_CACHE")
-        .or_else(|| Some(env("HF_HOME")?.join("hub")))
-        .or_else(|| Some(env("HOME")?.join(".cache/huggingface/hub")))?;
-    let model = root.join(format!("models--{}", id.replace('/', "--")));
-    let revision = std::fs::read_to_string(model.join("refs/main")).ok()?;
-    let snapshot = model.join("snapshots").join(revision.trim());
-    snapshot.join("config.json").is_file().then_some(snapshot)
+    Ok(on_hub(name)?.filter(|(hub, id)| hub.cache.snapshot(id).is_none()))
+}
+
+/// The hub, where a name is the id of a model there. Ollama has names of that form, too (`user/model`): one that its store
+/// holds is meant, unless the cache of the hub has it as well.
+fn on_hub(name: &str) -> Result<Option<(Hub, HubId)>> {
+    let Some(id) = HubId::parse(name).filter(|_| !is_weight_file(Path::new(name))) else { return Ok(None) };
+    let hub = Hub::from_env()?;
+    let in_ollama = || {
+        let wanted = ModelName::parse(name).ok();
+        wanted.is_some_and(|wanted| store::Store::from_env().names().iter().any(|there| there.same(&wanted)))
+    };
+    Ok((hub.cache.snapshot(&id).is_some() || !in_ollama()).then_some((hub, id)))
 }
 
 /// The hub id that a GGUF names as its source (ggml docs/gguf.md, "Source metadata").

@@ -11,6 +11,7 @@ pub mod export;
 pub mod fault;
 pub mod formats;
 pub mod infer;
+pub mod machine;
 pub mod model;
 pub mod pipeline;
 pub mod runtime;

@@ -1,6 +1,7 @@
 //! From a base and rows to an adapter in its folder: the stages in their order.
 
 pub mod deploy;
+pub mod doctor;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The level of a room. The stages of level 3 never import each other.
 fn level(room: &str) -> Option<u32> {
     Some(match room {
-        "domain" | "error" | "fault" | "Error" | "Result" => 0,
+        "domain" | "error" | "fault" | "machine" | "Error" | "Result" => 0,
         "formats" | "runtime" => 1,
         "text" | "model" => 2,
         "base" | "infer" | "train" | "export" | "deploy" => 3,

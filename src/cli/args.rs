@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::progress;
 use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::model::{Adapter, adapter_files};
@@ -12,7 +13,8 @@ use crate::text::template::Template;
 /// Which base, and how it is prompted.
 #[derive(clap::Args, Clone)]
 pub struct BaseArgs {
-    /// The model to start from: a Hugging Face folder, a GGUF file, the tag of a model that your Ollama holds, or `demo`
+    /// The model to start from: a Hugging Face folder, a GGUF file, the tag of a model that your Ollama holds, the id of a
+    /// model on the Hugging Face hub (org/name or org/name@revision: fetched if it is not in the cache), or `demo`
     #[arg(long, value_name = "BASE")]
     pub base: String,
     /// How conversations become text: alpaca, chatml, plain, or a file with a Jinja template [default: the base's own]
@@ -24,8 +26,9 @@ pub struct BaseArgs {
 }
 
 impl BaseArgs {
-    pub fn open(&self) -> Result<Base> {
-        Base::open(&self.base)
+    /// `quiet`: no progress where the base must be fetched.
+    pub fn open(&self, quiet: bool) -> Result<Base> {
+        open_base(&self.base, quiet)
     }
 
     pub fn system_text(&self) -> Result<Option<String>> {
@@ -47,6 +50,12 @@ impl BaseArgs {
             long: length.long.into(),
         })
     }
+}
+
+/// Opens a base; where it must be fetched, that is seen on stderr unless `quiet`.
+pub fn open_base(name: &str, quiet: bool) -> Result<Base> {
+    let mut fetching = progress::Fetching::new(quiet);
+    Base::open_with(name, &mut |event| fetching.on_event(event))
 }
 
 /// What to do with long rows.

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::args::open_base;
 use super::{Ended, print_json};
-use crate::base::Base;
 use crate::deploy::{Parameters, Promote, Verdict};
 use crate::error::{Error, Result};
 use crate::pipeline::deploy::{DeployRequest, Deployed, Mode, Outcome, RunMemory, deploy};
@@ -82,7 +82,7 @@ pub fn run(args: &Args) -> Result<Ended> {
     let name = args.base.as_deref().or(memory.base()).ok_or_else(|| {
         Error::usage(format!("nothing says which base {} belongs to", args.adapter.display()), "give it with --base")
     })?;
-    let base = Base::open(name)?;
+    let base = open_base(name, args.json)?;
     let own_template = base.own_template.as_ref().map(|t| t.name.clone());
     let remembered = memory.template.clone().filter(|t| Some(t) != own_template.as_ref());
     let template = base.template(args.template.as_deref().or(remembered.as_deref()))?;

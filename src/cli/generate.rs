@@ -68,7 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
             "see `retune generate --help`",
         ));
     }
-    let base = args.base.open()?;
+    let base = args.base.open(args.json)?;
     let adapter = args.adapter.load(&base)?;
     let questions = match &args.data {
         Some(path) => questions_of(args, &base, path)?,

@@ -28,7 +28,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let base = args.base.open()?;
+    let base = args.base.open(args.json)?;
     let template = args.base.template(&base)?;
     let adapter = args.adapter.load(&base)?;
     let dataset = load_dataset(&base, &template, &args.data, &args.base.reading(&args.length)?)?;

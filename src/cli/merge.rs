@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
+use super::args::open_base;
 use super::print_json;
-use crate::base::Base;
 use crate::error::{Error, Result};
 use crate::export::merge::{MergeType, merge};
 use crate::model::adapter_files;
@@ -32,7 +32,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> Result<()> {
     let merge_type: MergeType = args.merge_type.parse()?;
-    let base = Base::open(&args.base)?;
+    let base = open_base(&args.base, args.json)?;
     let Some(gguf) = base.origin.gguf() else {
         return Err(Error::usage(
             format!("{} is a Hugging Face folder", args.base),

@@ -9,6 +9,7 @@ macro_rules! say {
 mod args;
 mod demo;
 mod deploy;
+mod doctor;
 mod generate;
 mod loss;
 mod merge;
@@ -48,6 +49,7 @@ enum Command {
     Deploy(deploy::Args),
     Render(render::Args),
     Tokenize(tokenize::Args),
+    Doctor(doctor::Args),
 }
 
 /// How a command ended that did not fail.
@@ -55,6 +57,8 @@ pub enum Ended {
     Done,
     /// The files are made, but no server was there to take them.
     WithoutServer,
+    /// What was looked at is not as it should be, and that was told.
+    WithProblems,
 }
 
 /// Runs the process's command line.
@@ -70,10 +74,12 @@ pub fn main() -> ExitCode {
         Command::Deploy(args) => deploy::run(args),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
+        Command::Doctor(args) => doctor::run(args),
     };
     match result {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::WithoutServer) => ExitCode::from(3),
+        Ok(Ended::WithProblems) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error}");
             if let Some(hint) = error.hint() {

@@ -1,10 +1,11 @@
-//! Live progress of a training: a bar on a terminal, a line now and then elsewhere, nothing for machines.
+//! Live progress of a training and of a download: a bar on a terminal, a line now and then elsewhere, nothing for machines.
 
 use std::io::IsTerminal as _;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::runtime::hub::Event;
 use crate::train::Progress;
 use crate::train::metrics::{EvaluationLine, StepLine};
 use crate::train::run::Silent;
@@ -138,5 +139,52 @@ impl Progress for Lines {
             line.eval_loss,
             if is_best { "" } else { " (not the best)" }
         );
+    }
+}
+
+/// Progress of a download: one line with speed and time left on a terminal; elsewhere only what is told in sentences.
+pub struct Fetching {
+    quiet: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl Fetching {
+    pub fn new(quiet: bool) -> Self {
+        Self { quiet, bar: None }
+    }
+
+    pub fn on_event(&mut self, event: Event) {
+        if self.quiet {
+            return;
+        }
+        match (event, &self.bar) {
+            (Event::Note(text), None) => eprintln!("{text}"),
+            (Event::Note(text), Some(bar)) => bar.suspend(|| eprintln!("{text}")),
+            (Event::Bytes { file, done, total }, _) if std::io::stderr().is_terminal() => {
+                let bar = self.bar.get_or_insert_with(|| Self::bar(done, total));
+                bar.set_message(file.to_owned());
+                bar.set_position(done);
+            }
+            (Event::Bytes { .. }, _) => {}
+        }
+    }
+
+    /// What was here before (a download that goes on) says nothing of the speed.
+    fn bar(done: u64, total: u64) -> ProgressBar {
+        let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr()).with_position(done);
+        let line = "{bar:20.cyan/dim} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec}, {eta} left  {msg}";
+        if let Ok(style) = ProgressStyle::with_template(line) {
+            bar.set_style(style.progress_chars("━━─"));
+        }
+        bar.reset_eta();
+        bar
+    }
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
     }
 }

@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let base = args.base.open()?;
+    let base = args.base.open(args.json)?;
     let template = args.base.template(&base)?;
     let renderer = Renderer { tokenizer: &base.tokenizer, template: &template, system: args.base.system_text()? };
     let examples = rows::read(&args.data)?.examples;

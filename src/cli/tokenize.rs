@@ -2,8 +2,8 @@
 
 use serde_json::json;
 
+use super::args::open_base;
 use super::print_json;
-use crate::base::Base;
 use crate::error::Result;
 
 /// Show the tokens of a text.
@@ -12,7 +12,8 @@ use crate::error::Result;
 /// none.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The model: a Hugging Face folder, a GGUF file, the tag of a model that your Ollama holds, or `demo`
+    /// The model: a Hugging Face folder, a GGUF file, the tag of a model that your Ollama holds, the id of a model on
+    /// the Hugging Face hub, or `demo`
     #[arg(long, value_name = "BASE")]
     base: String,
     /// The text
@@ -27,7 +28,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let tokenizer = Base::open(&args.base)?.tokenizer;
+    let tokenizer = open_base(&args.base, args.json)?.tokenizer;
     let ids = tokenizer.encode(&args.text, !args.no_bos)?;
     if args.json {
         return print_json(&json!({ "ids": ids }));

@@ -202,7 +202,7 @@ pub fn run(args: &Args) -> Result<()> {
     args.check_supported()?;
     let request = args.request()?;
     request.settings.check()?;
-    let base = args.base.open()?;
+    let base = args.base.open(args.json)?;
     for signal in [libc::SIGINT, libc::SIGTERM] {
         // SAFETY: the handler only stores to an atomic and calls signal().
         unsafe { libc::signal(signal, on_interrupt as *const () as libc::sighandler_t) };

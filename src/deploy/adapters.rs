@@ -32,24 +32,33 @@ const TRIAL: &str = "retune-trial:adapter";
 /// outcome for this address and version. An error is something else going wrong: then nothing is remembered.
 pub fn adapter_support(ollama: &Ollama, base: &From, adapter: &Blob, memory: &Path) -> Result<AdapterSupport> {
     let version = ollama.version()?;
-    let key = format!("{} {version}", ollama.address());
-    let mut known = read_memory(memory);
-    if let Some(entry) = known.get(&key)
-        && let Some(accepted) = entry.get("adapters").and_then(Value::as_bool)
-    {
-        let said = entry.get("said").and_then(Value::as_str).unwrap_or_default().to_owned();
-        return Ok(AdapterSupport { accepted, version, said, remembered: true });
+    if let Some(known) = remembered_support(ollama, &version, memory) {
+        return Ok(known);
     }
+    let mut known = read_memory(memory);
     let said = trial(ollama, base, adapter)?;
     let accepted = said.is_none();
     let said = said.unwrap_or_default();
-    known.insert(key, json!({ "adapters": accepted, "said": said }));
+    known.insert(key(ollama, &version), json!({ "adapters": accepted, "said": said }));
     let text = format!("{:#}\n", Value::Object(known));
     if let Some(folder) = memory.parent() {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
     durable::write(memory, text.as_bytes())?;
     Ok(AdapterSupport { accepted, version, said, remembered: false })
+}
+
+/// What an earlier trial found out about this address and version.
+pub fn remembered_support(ollama: &Ollama, version: &str, memory: &Path) -> Option<AdapterSupport> {
+    let known = read_memory(memory);
+    let entry = known.get(&key(ollama, version))?;
+    let accepted = entry.get("adapters").and_then(Value::as_bool)?;
+    let said = entry.get("said").and_then(Value::as_str).unwrap_or_default().to_owned();
+    Some(AdapterSupport { accepted, version: version.to_owned(), said, remembered: true })
+}
+
+fn key(ollama: &Ollama, version: &str) -> String {
+    format!("{} {version}", ollama.address())
 }
 
 /// `None`: taken; else the words of the refusal.

@@ -140,6 +140,55 @@ pub fn settle(
     Ok(best)
 }
 
+/// What `settle` would come to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Foresight {
+    /// What is different as long as nothing is written; empty where nobody was asked, too.
+    pub differences: Vec<Difference>,
+    /// What would be written.
+    pub remedy: Option<String>,
+    /// The remedy was seen to give the trained prompts.
+    pub proven: bool,
+    /// Why something cannot be written, one line each.
+    pub notes: Vec<String>,
+}
+
+/// Foresees what `settle` would do, and changes nothing: a system text can be tried as a message of the conversation; that
+/// a template does what it should is seen only when a model with it is there. `served`: a model that Ollama has, with the
+/// base's own weights; without one, what is known of the prompts alone is told.
+pub fn foresee(served: Option<(&Ollama, &str)>, probes: &[PromptProbe], remedies: &Remedies) -> Result<Foresight> {
+    let mut foresight = Foresight::default();
+    if let Some((ollama, model)) = served {
+        foresight.differences = compare_prompts(ollama, model, probes)?.0;
+        if foresight.differences.is_empty() {
+            return Ok(foresight);
+        }
+        if let Some(system) = &remedies.default_system {
+            let with: Vec<PromptProbe> = probes.iter().map(|probe| probe.with_system(system)).collect();
+            if compare_prompts(ollama, model, &with)?.0.is_empty() {
+                let remedy = Some(format!("SYSTEM {system:?}"));
+                return Ok(Foresight { remedy, proven: true, ..foresight });
+            }
+        }
+    }
+    if !remedies.templates.is_empty() {
+        foresight.remedy = Some("TEMPLATE, the twin of the trained template".to_owned());
+        return Ok(foresight);
+    }
+    for bos in remedies.bos.iter().map(String::as_str).chain([""]) {
+        match go_template::learn(probes, bos) {
+            Ok(_) => {
+                foresight.remedy = Some("TEMPLATE, a template learnt from the trained prompts".to_owned());
+                foresight.notes.clear();
+                return Ok(foresight);
+            }
+            Err(why) if !foresight.notes.contains(&why) => foresight.notes.push(why),
+            Err(_) => {}
+        }
+    }
+    Ok(foresight)
+}
+
 /// Compares what a registered model is prompted with; nothing is changed. `true`: texts were compared, too.
 pub fn compare_prompts(ollama: &Ollama, model: &str, probes: &[PromptProbe]) -> Result<(Vec<Difference>, bool)> {
     let mut differences = Vec::new();
@@ -175,6 +224,16 @@ pub fn compare_prompts(ollama: &Ollama, model: &str, probes: &[PromptProbe]) -> 
 impl PromptProbe {
     fn as_request(&self) -> Probe<'_> {
         Probe { messages: &self.messages, tools: self.tools.as_ref() }
+    }
+
+    /// The same trained prompt for a conversation that says `system` itself: as Ollama puts SYSTEM before a conversation
+    /// that has none.
+    fn with_system(&self, system: &str) -> Self {
+        let mut probe = self.clone();
+        if !self.has_system() {
+            probe.messages.insert(0, Message::new("system", system));
+        }
+        probe
     }
 
     fn has_system(&self) -> bool {

@@ -301,7 +301,7 @@ fn fine_enough(base: &Base) -> MergeType {
 
 /// The system text that the template puts in by itself where a conversation has none: it is said in the Modelfile, because
 /// Ollama drops it otherwise (for SmolLM2, and for any model whose Go template knows no default).
-fn default_system(renderer: &Renderer) -> Result<Option<String>> {
+pub(super) fn default_system(renderer: &Renderer) -> Result<Option<String>> {
     const SENTINEL: &str = "retune-system-text";
     let user = Message::new("user", "Hi");
     let without = renderer.prompt(std::slice::from_ref(&user), None)?.0;

@@ -1,3 +1,4 @@
-//! Clients of what serves models.
+//! Clients of what serves models, and of the hub that they come from.
 
+pub mod hub;
 pub mod ollama;

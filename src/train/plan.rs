@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::settings::TrainSettings;
 use crate::domain::Tokens;
 use crate::error::{Error, Result};
+use crate::machine;
 use crate::model::{Adapter, Decoder, Workspace};
 
 /// How much memory a step may take, and what that means.
@@ -97,13 +98,9 @@ impl MemoryPlan {
     }
 }
 
-/// Four fifths of the memory that the system says is available.
+/// Four fifths of the memory that is available, a container's limit counted; 8 GiB where the system does not tell.
 pub fn default_budget() -> usize {
-    let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
-        let line = text.lines().find(|l| l.starts_with("MemAvailable:"))?;
-        line.split_whitespace().nth(1)?.parse::<usize>().ok()
-    });
-    available.map_or(8 << 30, |kib| kib * 1024 / 5 * 4)
+    machine::memory().map_or(8 << 30, |memory| memory.available_bytes / 5 * 4)
 }
 
 /// `12.3 MB`

@@ -96,6 +96,13 @@ impl Store {
         names
     }
 
+    /// Roots that are there and cannot be read, and why: the store of the Linux service may be its user's alone.
+    pub fn unreadable(&self) -> Vec<(PathBuf, std::io::Error)> {
+        let folders = self.roots.iter().flat_map(|root| [root.join("manifests"), root.join("blobs")]);
+        let failed = folders.filter_map(|folder| Some((folder.clone(), fs::read_dir(&folder).err()?)));
+        failed.filter(|(_, why)| why.kind() == std::io::ErrorKind::PermissionDenied).collect()
+    }
+
     fn missing(&self, name: &ModelName) -> Error {
         let mut near: Vec<(usize, String)> =
             self.names().iter().map(|there| (distance(name, there), there.to_string())).collect();
