@@ -64,7 +64,7 @@ impl Base {
             Self::open_gguf(name, Origin::Gguf(Arc::new(Gguf::open(path)?)))
         } else if name == DEMO {
             Self::open_gguf(name, Origin::BuiltIn(Arc::new(Gguf::from_bytes(DEMO, bytes::Bytes::from_static(DEMO_GGUF))?)))
-        } else if let Some(folder) = hub_cache(name) {
+        } else if let Some(folder) = hub_folder(name) {
             Self::open_folder(name, &folder)
         } else if path.extension().is_some() && name.contains('/') || name.starts_with(['.', '/', '~']) || is_weight_file(path) {
             Err(Error::file(
@@ -217,7 +217,9 @@ fn folder_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
     let mut files: Vec<PathBuf> = entries
         .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| p.extension().is_some_and(|e| e == "safetensors" || e == "json" || e == "jinja" || e == "txt"))
+        .filter(|p| {
+            p.extension().is_some_and(|e| ["safetensors", "json", "jinja", "txt", "model"].iter().any(|known| e == *known))
+        })
         .collect();
     files.sort();
     Ok(files)
@@ -239,7 +241,7 @@ fn is_hub_id(text: &str) -> bool {
 }
 
 /// A snapshot of a hub id in Hugging Face's cache (`HF_HUB_CACHE`, `HF_HOME`, `~/.cache/huggingface`).
-fn hub_cache(id: &str) -> Option<PathBuf> {
+pub fn hub_folder(id: &str) -> Option<PathBuf> {
     if !is_hub_id(id) {
         return None;
     }

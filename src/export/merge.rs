@@ -2,7 +2,6 @@
 
 #[cfg(test)]
 mod tests;
-mod types;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -13,7 +12,8 @@ use rayon::prelude::*;
 use retune_kernels::{DType, Weight};
 use serde::Serialize;
 
-pub use types::MergeType;
+use super::types;
+pub use super::types::MergeType;
 
 use crate::error::{Error, Result};
 use crate::formats::gguf::{GgmlType, Gguf, TensorInfo};

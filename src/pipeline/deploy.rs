@@ -6,6 +6,7 @@ use retune_kernels::DType;
 use serde::Serialize;
 
 use super::RUN_FILE;
+use super::convert::as_gguf;
 use crate::base::{Base, Origin};
 use crate::deploy::{
     self, Deployment, From, ModelSpec, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Registered, Remedies, Settlement,
@@ -126,12 +127,6 @@ impl RunMemory {
 
 /// Exports, registers, verifies, compares. Without an Ollama the files are made, and the outcome says what to run later.
 pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &mut dyn FnMut(&str)) -> Result<Deployed> {
-    let Some(gguf) = base.origin.gguf() else {
-        return Err(Error::unsupported(
-            format!("{} is a Hugging Face folder, and Ollama serves GGUF files", base.name),
-            "train on the model's GGUF file or on its Ollama tag, and deploy from there",
-        ));
-    };
     let adapter = adapter_files::load(&request.adapter, &base.decoder.config)?;
     let renderer = Renderer { tokenizer: &base.tokenizer, template, system: request.system.clone() };
     let probes = probes(&renderer, request.data.as_deref(), base)?;
@@ -158,14 +153,16 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         }
     };
 
+    let merge_type = request.merge_type.unwrap_or_else(|| fine_enough(base));
+    let gguf = as_gguf(base, merge_type.of_base(), &request.root.join(".agent/bases"), note)?;
     let ollama = Ollama::from_env()?;
     let version = ollama.version();
     let as_adapter = match (&version, request.mode) {
         (_, Mode::Merged) => None,
         (Err(_), Mode::Auto) => None,
-        (Err(_), Mode::Adapter) => Some(adapter_spec_parts(base, &adapter, &request.adapter)?),
+        (Err(_), Mode::Adapter) => Some(adapter_spec_parts(base, &gguf, &adapter, &request.adapter)?),
         (Ok(version), mode) => {
-            let (from, blob) = adapter_spec_parts(base, &adapter, &request.adapter)?;
+            let (from, blob) = adapter_spec_parts(base, &gguf, &adapter, &request.adapter)?;
             let support = deploy::adapter_support(&ollama, &from, &blob, &request.root.join(".agent/ollama-capabilities.json"))?;
             if support.accepted {
                 Some((from, blob))
@@ -184,9 +181,8 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         Some((from, blob)) => (spec_of(from, Some(blob)), None, Mode::Adapter),
         None => {
             let out = folder_of(&request.adapter).join("merged.gguf");
-            let merge_type = request.merge_type.unwrap_or_else(|| fine_enough(base));
             let report =
-                merge(gguf, &adapter_files::gguf_pairs(&adapter, &base.decoder.config), adapter.spec.scale(), merge_type, &out)?;
+                merge(&gguf, &adapter_files::gguf_pairs(&adapter, &base.decoder.config), adapter.spec.scale(), merge_type, &out)?;
             report.notes().iter().for_each(|n| note(n));
             (spec_of(From::File(Blob::of(&out)?), None), Some((out, report)), Mode::Merged)
         }
@@ -246,17 +242,14 @@ fn folder_of(adapter: &Path) -> &Path {
 }
 
 /// The pristine base and the GGUF adapter on it.
-fn adapter_spec_parts(base: &Base, adapter: &Adapter, path: &Path) -> Result<(From, Blob)> {
+fn adapter_spec_parts(base: &Base, gguf: &Gguf, adapter: &Adapter, path: &Path) -> Result<(From, Blob)> {
     let file = if path.is_dir() { path.join(super::GGUF_ADAPTER_FILE) } else { path.to_owned() };
     if !file.is_file() {
         adapter_files::save_gguf(&file, adapter, &base.decoder.config)?;
     }
     let from = match &base.origin {
         Origin::Ollama { tag, .. } => From::Model(tag.clone()),
-        Origin::Gguf(gguf) | Origin::BuiltIn(gguf) => From::File(gguf_blob(gguf, folder_of(path))?),
-        Origin::Folder(_) => {
-            return Err(Error::unsupported(format!("{} is a Hugging Face folder", base.name), "train on the model's GGUF file"));
-        }
+        Origin::Gguf(_) | Origin::BuiltIn(_) | Origin::Folder(_) => From::File(gguf_blob(gguf, folder_of(path))?),
     };
     Ok((from, Blob::of(&file)?))
 }

@@ -1,0 +1,62 @@
+//! A base that is a folder, as the GGUF file that is merged into and served: converted once, then found again.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::base::{Base, Origin, hub_folder};
+use crate::error::{Error, Result};
+use crate::export::convert::{ConvertType, convert, type_name};
+use crate::formats::gguf::Gguf;
+
+/// Raised when the same folder gives another file: kept ones are then made anew.
+const MAKE: u32 = 1;
+
+/// The folder that a name means, and what its model is called.
+pub fn folder_of(name: &str) -> Result<(PathBuf, String)> {
+    let path = Path::new(name);
+    if path.is_file() {
+        return Err(Error::usage(
+            format!("{name} is a file, and a Hugging Face folder is converted"),
+            "a GGUF file is used as it is; to store one in another type, use llama-quantize",
+        ));
+    }
+    if let Some(folder) = hub_folder(name) {
+        return Ok((folder, name.to_owned()));
+    }
+    if !path.is_dir() {
+        return Err(Error::file(
+            path,
+            "there is no such folder",
+            "check the path; --base takes a Hugging Face folder or a hub id in the local cache",
+        ));
+    }
+    let whole = path.canonicalize().map_err(Error::io("read", path))?;
+    let last = whole.file_name().map_or_else(|| "model".to_owned(), |n| n.to_string_lossy().into_owned());
+    Ok((path.to_owned(), last))
+}
+
+/// The base as GGUF: its own file, or for a folder the one that is kept in `keep_in` under the digest of what the folder
+/// holds, made where it is not there yet. `note` is told what is made.
+pub fn as_gguf(base: &Base, convert_type: ConvertType, keep_in: &Path, note: &mut dyn FnMut(&str)) -> Result<Arc<Gguf>> {
+    let folder = match &base.origin {
+        Origin::Folder(folder) => folder,
+        Origin::Gguf(gguf) | Origin::BuiltIn(gguf) | Origin::Ollama { gguf, .. } => return Ok(Arc::clone(gguf)),
+    };
+    let digest = base.digest()?;
+    let short: String = digest.trim_start_matches("sha256:").chars().take(16).collect();
+    let path = keep_in.join(format!("base-{short}-{}-{MAKE}.gguf", type_name(folder, convert_type)?));
+    if !path.is_file() {
+        std::fs::create_dir_all(keep_in).map_err(Error::io("create", keep_in))?;
+        let name =
+            base.hub_id.clone().unwrap_or_else(|| folder_of(&base.name).map_or_else(|_| base.name.clone(), |(_, name)| name));
+        let report = convert(folder, &name, convert_type, &path)?;
+        note(&format!(
+            "{} is converted to {} (matrices as {}), and kept for the next time",
+            base.name,
+            path.display(),
+            report.ggml_type
+        ));
+        report.notes.iter().for_each(|n| note(n));
+    }
+    Ok(Arc::new(Gguf::open(&path)?))
+}
