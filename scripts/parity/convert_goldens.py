@@ -82,6 +82,11 @@ def sentencepiece(out):
     config = {"add_prefix_space": False, "add_bos_token": True, "bos_token": "<s>", "added_tokens_decoder": added}
     (out / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "LlamaTokenizer", **config}, indent=1))
     (out / "added_tokens.json").write_text(json.dumps({"<added>": 69}))
+    # The weights say nothing of rope: Llama 3's scaling, with pairs on both sides of its ramp and on it.
+    config = json.loads((ROOT / "tests/parity/llama/base/config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
+                                 "high_freq_factor": 4.0, "original_max_position_embeddings": 1024}  # fmt: skip
+    (out / "config.json").write_text(json.dumps(config, indent=1))
 
 
 def dump(file, expected, kind):

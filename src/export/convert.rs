@@ -3,8 +3,6 @@
 //! or the hub's and nothing is guessed from it, nothing is read from README.md, and see `text::tokenizer::to_gguf`.
 
 mod metadata;
-#[cfg(test)]
-mod tests;
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -126,10 +124,11 @@ impl Plan<'_> {
         for hf_name in self.tensors.names_by_shard() {
             let Some((gguf_name, module)) = names.get(hf_name) else {
                 // The first are computed, not learnt; of a tied head the embedding is all there is.
-                let known = [".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"]
+                let computed = [".attention.masked_bias", ".attention.bias", ".rotary_emb.inv_freq"]
                     .iter()
                     .any(|end| hf_name.ends_with(end));
-                if !known && !(hf_name == "lm_head.weight" && self.config.tied_head) {
+                let tied = self.config.tied_head && hf_name == "lm_head.weight";
+                if !computed && !tied {
                     strange.push(hf_name);
                 }
                 continue;

@@ -464,3 +464,42 @@ fn check(folder: &Path, own: &Tokenizer, served: &Tokenizer) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pre_tokenizer_is_known_by_its_own_description() {
+        let byte_level =
+            |cuts: bool| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": cuts});
+        let split =
+            |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+        let sequence = |steps: Vec<Json>| json!({"type": "Sequence", "pretokenizers": steps});
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let named = |pre: Json, whole: bool| by_description(&json!({"pre_tokenizer": pre, "model": {"ignore_merges": whole}}));
+        assert_eq!(named(byte_level(true), false), Some("gpt-2"));
+        assert_eq!(named(sequence(vec![digits.clone(), byte_level(true)]), false), Some("smollm"));
+        let words = |digits: &str| {
+            format!(
+                r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+            )
+        };
+        assert_eq!(named(sequence(vec![split(&words("")), byte_level(false)]), false), Some("qwen2"));
+        assert_eq!(named(sequence(vec![split(&words("{1,3}")), byte_level(false)]), true), Some("llama-bpe"));
+        assert_eq!(named(sequence(vec![split(&words("{1,3}")), byte_level(false)]), false), Some("dbrx"));
+        for unknown in [
+            byte_level(false),
+            sequence(vec![split(&words("{1,2}")), byte_level(false)]),
+            sequence(vec![split(&words("")), byte_level(true)]),
+            sequence(vec![digits, byte_level(false)]),
+            json!({"type": "ByteLevel", "add_prefix_space": true}),
+            Json::Null,
+        ] {
+            assert_eq!(named(unknown.clone(), false), None, "{unknown}");
+        }
+        assert!(["gpt-2", "smollm", "qwen2", "llama-bpe", "dbrx"].iter().all(|name| pre::named(name).is_some()));
+    }
+}
