@@ -74,9 +74,15 @@ fn unknown(text: &str, first: &str) -> Error {
 }
 
 impl MergeType {
-    /// How a folder is converted that is then merged into: nothing is rounded that was asked for in full.
+    /// How a folder is converted that is then merged into: all of it in the type asked for where that is a float, else as the
+    /// folder has it.
     pub fn of_base(self) -> ConvertType {
-        if self == Self::To(DType::F32) { ConvertType::To(GgmlType::F32) } else { ConvertType::Auto }
+        match self {
+            Self::To(dtype @ (DType::F32 | DType::F16 | DType::BF16)) => {
+                GgmlType::from_dtype(dtype).map_or(ConvertType::Auto, ConvertType::To)
+            }
+            _ => ConvertType::Auto,
+        }
     }
 
     /// The type asked for, for a tensor that is stored as `now`.
