@@ -11,7 +11,7 @@ use crate::formats::gguf::Gguf;
 use crate::formats::safetensors::Tensors;
 use crate::model::weights::Weights;
 use crate::model::{Decoder, ModelConfig};
-use crate::runtime::hub::{Event, Hub, HubId};
+use crate::runtime::hub::{Event, Hub, HubId, Snapshot};
 use crate::runtime::ollama::{ModelName, store};
 use crate::text::template::{BUILT_IN, Template};
 use crate::text::tokenizer::Tokenizer;
@@ -71,9 +71,8 @@ impl Base {
             Self::open_gguf(name, Origin::Gguf(Arc::new(Gguf::open(path)?)))
         } else if name == DEMO {
             Self::open_gguf(name, Origin::BuiltIn(Arc::new(Gguf::from_bytes(DEMO, bytes::Bytes::from_static(DEMO_GGUF))?)))
-        } else if let Some((hub, id)) = on_hub(name)? {
-            let snapshot = hub.snapshot(&id, on_event)?;
-            Self::open_folder(&format!("{}@{}", id.id, snapshot.commit), &snapshot.folder, Some(id.id))
+        } else if let Some((id, snapshot)) = hub_snapshot(name, on_event)? {
+            Self::open_folder(&format!("{id}@{}", snapshot.commit), &snapshot.folder, Some(id))
         } else if path.extension().is_some() && name.contains('/') || name.starts_with(['.', '/', '~']) || is_weight_file(path) {
             Err(Error::file(
                 path,
@@ -225,7 +224,9 @@ fn folder_files(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
     let mut files: Vec<PathBuf> = entries
         .filter_map(|e| Some(e.ok()?.path()))
-        .filter(|p| p.extension().is_some_and(|e| e == "safetensors" || e == "json" || e == "jinja" || e == "txt"))
+        .filter(|p| {
+            p.extension().is_some_and(|e| ["safetensors", "json", "jinja", "txt", "model"].iter().any(|known| e == *known))
+        })
         .collect();
     files.sort();
     Ok(files)
@@ -238,6 +239,13 @@ fn is_weight_file(path: &Path) -> bool {
 
 fn is_hub_id(text: &str) -> bool {
     HubId::parse(text).is_some_and(|id| id.revision.is_none())
+}
+
+/// The id and the files of a model of the hub, where a name means one: fetched as far as they are not in the cache.
+pub fn hub_snapshot(name: &str, on_event: &mut dyn FnMut(Event)) -> Result<Option<(String, Snapshot)>> {
+    let Some((hub, id)) = on_hub(name)? else { return Ok(None) };
+    let snapshot = hub.snapshot(&id, on_event)?;
+    Ok(Some((id.id, snapshot)))
 }
 
 /// The hub, where a name is the id of a model there that would have to be fetched.

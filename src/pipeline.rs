@@ -1,5 +1,6 @@
 //! From a base and rows to an adapter in its folder: the stages in their order.
 
+pub mod convert;
 pub mod deploy;
 pub mod doctor;
 

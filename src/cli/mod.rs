@@ -7,6 +7,7 @@ macro_rules! say {
 }
 
 mod args;
+mod convert;
 mod demo;
 mod deploy;
 mod doctor;
@@ -45,6 +46,7 @@ enum Command {
     Train(Box<train::Args>),
     Loss(loss::Args),
     Generate(generate::Args),
+    Convert(convert::Args),
     Merge(merge::Args),
     Deploy(deploy::Args),
     Render(render::Args),
@@ -70,6 +72,7 @@ pub fn main() -> ExitCode {
         Command::Train(args) => train::run(args).map(|()| Ended::Done),
         Command::Loss(args) => loss::run(args).map(|()| Ended::Done),
         Command::Generate(args) => generate::run(args).map(|()| Ended::Done),
+        Command::Convert(args) => convert::run(args).map(|()| Ended::Done),
         Command::Merge(args) => merge::run(args).map(|()| Ended::Done),
         Command::Deploy(args) => deploy::run(args),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),

@@ -3,7 +3,6 @@
 
 #[cfg(test)]
 mod tests;
-mod types;
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,7 +13,8 @@ use rayon::prelude::*;
 use retune_kernels::{DType, Weight};
 use serde::Serialize;
 
-pub use types::MergeType;
+use super::types;
+pub use super::types::MergeType;
 
 use crate::error::{Error, Result};
 use crate::formats::gguf::{GgmlType, Gguf, TensorInfo};

@@ -32,6 +32,8 @@ pub struct Tensors {
     tensors: HashMap<String, RawTensor>,
     /// In file order, shard after shard.
     names: Vec<String>,
+    /// How many of the names each shard has.
+    shards: Vec<usize>,
     metadata: HashMap<String, String>,
 }
 
@@ -44,7 +46,13 @@ impl Tensors {
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = map_file(path)?;
         let header = header::parse(&bytes).map_err(|problem| Error::file(path, problem, DAMAGED))?;
-        let mut all = Self { path: path.to_owned(), tensors: HashMap::new(), names: Vec::new(), metadata: header.metadata };
+        let mut all = Self {
+            path: path.to_owned(),
+            tensors: HashMap::new(),
+            names: Vec::new(),
+            shards: vec![header.entries.len()],
+            metadata: header.metadata,
+        };
         for (name, entry) in header.entries {
             all.names.push(name.clone());
             all.tensors.insert(name, RawTensor { dtype: entry.dtype, shape: entry.shape, data: bytes.slice(entry.range) });
@@ -91,7 +99,13 @@ impl Tensors {
             }
             shards.entry(file).or_default().insert(name);
         }
-        let mut all = Self { path: folder.to_owned(), tensors: HashMap::new(), names: Vec::new(), metadata: HashMap::new() };
+        let mut all = Self {
+            path: folder.to_owned(),
+            tensors: HashMap::new(),
+            names: Vec::new(),
+            shards: Vec::new(),
+            metadata: HashMap::new(),
+        };
         let mut problems = Vec::new();
         for (file, mut expected) in shards {
             let path = folder.join(file);
@@ -112,6 +126,7 @@ impl Tensors {
                 Err(other) => return Err(other),
             };
             let Self { mut tensors, names, .. } = shard;
+            let before = all.names.len();
             for name in names {
                 // What the index does not place in this shard is not part of the model.
                 if expected.remove(name.as_str())
@@ -121,6 +136,7 @@ impl Tensors {
                     all.tensors.insert(name, tensor);
                 }
             }
+            all.shards.push(all.names.len() - before);
             if !expected.is_empty() {
                 problems.push(format!("{file} lacks {}", expected.into_iter().collect::<Vec<_>>().join(", ")));
             }
@@ -131,6 +147,18 @@ impl Tensors {
     /// In file order.
     pub fn names(&self) -> Vec<&str> {
         self.names.iter().map(String::as_str).collect()
+    }
+
+    /// Shard after shard, by name in each: the order in which the reference implementation gives them.
+    pub fn names_by_shard(&self) -> Vec<&str> {
+        let mut names = self.names();
+        let mut rest = names.as_mut_slice();
+        for &count in &self.shards {
+            let (shard, others) = rest.split_at_mut(count);
+            shard.sort_unstable();
+            rest = others;
+        }
+        names
     }
 
     pub fn get(&self, name: &str) -> Option<&RawTensor> {

@@ -115,6 +115,12 @@ pub struct AdapterSpec {
     pub targets: Vec<Module>,
 }
 
+impl Default for AdapterSpec {
+    fn default() -> Self {
+        Self { rank: 16, alpha: 32.0, rslora: false, dora: false, targets: Module::ALL.to_vec() }
+    }
+}
+
 impl AdapterSpec {
     /// What multiplies B A x: alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski, 2023).
     pub fn scale(&self) -> f32 {

@@ -228,6 +228,42 @@ impl ModelConfig {
     }
 }
 
+/// The rotation as a GGUF file says it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeScaling {
+    pub theta: f32,
+    /// `[head_dim / 2]`: what each pair's frequency is divided by (`rope_freqs.weight`); `None` where nothing is scaled.
+    pub divisors: Option<Vec<f32>>,
+}
+
+impl RopeScaling {
+    /// From a `config.json` that [`ModelConfig::from_hf`] has taken; in f32, step by step as conversion/llama.py of llama.cpp
+    /// (`generate_extra_tensors`) computes the divisors of "llama3".
+    pub fn from_hf(json: &Value, path: &Path, head_dim: usize) -> Result<Self> {
+        let read = HfConfig { json, path };
+        let theta = read.rope_number("rope_theta").unwrap_or(10_000.0) as f32;
+        if read.rope_kind() != "llama3" {
+            return Ok(Self { theta, divisors: None });
+        }
+        let number = |key: &str, default: f32| read.rope_number(key).map_or(default, |n| n as f32);
+        let (factor, original) = (number("factor", 8.0), number("original_max_position_embeddings", 8192.0));
+        let (low, high) = (number("low_freq_factor", 1.0), number("high_freq_factor", 4.0));
+        let divisor = |f: f32| {
+            let wavelength = std::f32::consts::TAU / f;
+            if wavelength < original / high {
+                1.0
+            } else if wavelength > original / low {
+                factor
+            } else {
+                let smooth = (original / wavelength - low) / (high - low);
+                1.0 / ((1.0 - smooth) / factor + smooth)
+            }
+        };
+        let divisors = inverse_frequencies(f64::from(theta), head_dim).into_iter().map(divisor).collect();
+        Ok(Self { theta, divisors: Some(divisors) })
+    }
+}
+
 /// Before anything of that size is made: the number comes from a file.
 fn check_head_dim(head_dim: usize, path: &Path) -> Result<()> {
     if head_dim == 0 || !head_dim.is_multiple_of(2) || head_dim > 1024 {
@@ -294,12 +330,15 @@ impl HfConfig<'_> {
         nested("rope_parameters").or_else(|| nested("rope_scaling")).or_else(|| self.json.get(key).and_then(Value::as_f64))
     }
 
+    /// `default`, `llama3`, ...
+    fn rope_kind(&self) -> &str {
+        let settings = self.json.get("rope_parameters").filter(|v| !v.is_null()).or_else(|| self.json.get("rope_scaling"));
+        settings.and_then(|v| v.get("rope_type").or_else(|| v.get("type"))).and_then(Value::as_str).unwrap_or("default")
+    }
+
     /// Applies "llama3" scaling (transformers, modeling_rope_utils.py, `_compute_llama3_parameters`).
     fn scale_rope(&self, inv_freq: &mut [f32]) -> Result<()> {
-        let settings = self.json.get("rope_parameters").filter(|v| !v.is_null()).or_else(|| self.json.get("rope_scaling"));
-        let kind =
-            settings.and_then(|v| v.get("rope_type").or_else(|| v.get("type"))).and_then(Value::as_str).unwrap_or("default");
-        match kind {
+        match self.rope_kind() {
             "default" => Ok(()),
             "llama3" => {
                 let number = |key: &str| {

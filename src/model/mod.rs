@@ -10,5 +10,5 @@ pub mod weights;
 
 pub use adapter::{Adapter, AdapterSpec, Module};
 pub use batch::Batch;
-pub use config::{Architecture, ModelConfig};
+pub use config::{Architecture, ModelConfig, RopeScaling};
 pub use decoder::{Decoder, KvCache, Stream, Workspace};

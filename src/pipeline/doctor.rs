@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::formats::gguf::Gguf;
 use crate::machine;
 use crate::model::weights::Weights;
-use crate::model::{ModelConfig, Module};
+use crate::model::{Adapter, AdapterSpec, ModelConfig};
 use crate::runtime::hub::{Hub, HubId};
 use crate::runtime::ollama::store::Store;
 use crate::runtime::ollama::{ModelName, Ollama, Patience};
@@ -326,14 +326,14 @@ fn pinned(name: &str) -> Result<String> {
 /// Whether a training fits, by the plan that it would make.
 fn memory(base: &Base, request: &DoctorRequest, section: &mut Section) {
     let config = &base.decoder.config;
-    let parameters =
-        config.layers * Module::ALL.iter().map(|m| m.shape(config)).map(|(out, inner)| RANK * (out + inner)).sum::<usize>();
+    let adapter = Adapter::zeros(config, AdapterSpec { rank: RANK, ..AdapterSpec::default() });
+    let parameters = adapter.params.len();
     section.ok(format!("an adapter of rank {RANK} on all linear layers has {} parameters", count(parameters)));
     let budget = request.memory_budget.unwrap_or_else(default_budget);
     let settings = TrainSettings::default();
     let plan = |tokens: usize| {
         let row = Tokens { ids: vec![0; tokens], trained: vec![true; tokens] };
-        MemoryPlan::new(&base.decoder, parameters, &vec![row; settings.batch_size], &settings, budget)
+        MemoryPlan::new(&base.decoder, &adapter, &vec![row; settings.batch_size], &settings, budget)
     };
     let longest = base.default_max_length();
     match plan(longest) {

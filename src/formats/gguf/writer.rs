@@ -75,6 +75,12 @@ impl Writer {
         Self { version: 3, alignment: DEFAULT_ALIGNMENT, metadata, header_padding: None }
     }
 
+    /// The bytes of a file with this header and no tensors: what a reader makes of metadata can be asked before a file is there.
+    pub fn header(&self) -> Result<Bytes> {
+        let header = encode_header(self.version, &self.metadata, &[]);
+        header.map(Bytes::from).map_err(|problem| Error::data(problem, "this is a fault of retune: please report it"))
+    }
+
     /// Writes the whole file durably. The tensors' sizes follow from their shapes and types; a source that gives
     /// another number of bytes is an error.
     pub fn write(&self, path: &Path, tensors: Vec<TensorSource>) -> Result<()> {

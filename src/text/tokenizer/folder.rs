@@ -22,7 +22,11 @@ pub fn read(folder: &Path) -> Result<Tokenizer> {
         return Err(Error::file(
             folder,
             "no tokenizer: neither tokenizer.json nor vocab.json with merges.txt is there",
-            "give the folder of a whole model, as huggingface.co serves it; an adapter's folder has no tokenizer",
+            if folder.join("tokenizer.model").is_file() {
+                "only tokenizer.model is: `retune convert` makes a GGUF file of this folder; train on that"
+            } else {
+                "give the folder of a whole model, as huggingface.co serves it; an adapter's folder has no tokenizer"
+            },
         ));
     };
     add_missing(folder, &mut library, &config)?;
@@ -73,15 +77,15 @@ pub fn json(path: &Path) -> Result<Option<Value>> {
 }
 
 /// The files beside the vocabulary; empty where missing.
-struct Files {
-    tokenizer: Map<String, Value>,
+pub(super) struct Files {
+    pub tokenizer: Map<String, Value>,
     special_tokens: Map<String, Value>,
     generation: Map<String, Value>,
-    model: Map<String, Value>,
+    pub model: Map<String, Value>,
 }
 
 impl Files {
-    fn read(folder: &Path) -> Result<Self> {
+    pub fn read(folder: &Path) -> Result<Self> {
         let object = |name: &str| -> Result<Map<String, Value>> {
             match json(&folder.join(name))? {
                 None => Ok(Map::new()),
@@ -101,7 +105,7 @@ impl Files {
     }
 
     /// The text of a special token: a string, or an object with `content`.
-    fn token(&self, key: &str) -> Option<String> {
+    pub fn token(&self, key: &str) -> Option<String> {
         [&self.tokenizer, &self.special_tokens].into_iter().find_map(|map| token_text(map.get(key)?))
     }
 
@@ -199,7 +203,7 @@ fn from_vocab_and_merges(folder: &Path, config: &Files) -> Result<tokenizers::To
 }
 
 /// `added_tokens_decoder` of tokenizer_config.json, by id.
-fn listed(config: &Files) -> Vec<(u64, AddedToken)> {
+pub(super) fn listed(config: &Files) -> Vec<(u64, AddedToken)> {
     let Some(Value::Object(map)) = config.tokenizer.get("added_tokens_decoder") else { return Vec::new() };
     let mut tokens: Vec<(u64, AddedToken)> = map
         .iter()
@@ -246,7 +250,7 @@ fn add(folder: &Path, library: &mut tokenizers::Tokenizer, id: u64, token: Added
 }
 
 /// Whether tokens are spelled in GPT-2's alphabet: then a pre-tokenizer or the decoder says ByteLevel.
-fn speaks_byte_level(library: &tokenizers::Tokenizer) -> bool {
+pub(super) fn speaks_byte_level(library: &tokenizers::Tokenizer) -> bool {
     let says = |json: serde_json::Result<String>| json.is_ok_and(|json| json.contains("\"ByteLevel\""));
     library.get_decoder().is_some_and(|d| says(serde_json::to_string(d)))
         || library.get_pre_tokenizer().is_some_and(|p| says(serde_json::to_string(p)))

@@ -6,7 +6,10 @@ mod byte_level;
 mod folder;
 mod gguf;
 mod pre;
+mod pre_hash;
 mod spm;
+mod spm_model;
+mod to_gguf;
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -18,6 +21,7 @@ use crate::formats::gguf::Gguf;
 
 pub(super) use self::folder::{json, token_text};
 pub use self::gguf::GgufVocab;
+pub use self::to_gguf::{Served, to_gguf};
 
 /// A tokenizer with what the model's files say about special tokens.
 pub struct Tokenizer {

@@ -1,4 +1,4 @@
-//! How merged weights are stored.
+//! How merged and converted weights are stored.
 
 use std::str::FromStr;
 
@@ -15,7 +15,15 @@ pub enum MergeType {
     To(DType),
 }
 
-/// What `--type` takes beside `keep`.
+/// How the matrices of a converted base are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConvertType {
+    /// In the folder's own 16 bits, or f16 where it has others.
+    Auto,
+    To(GgmlType),
+}
+
+/// What `--type` takes beside `keep` and `auto`.
 const NAMES: [(&str, GgmlType); 13] = [
     ("f32", GgmlType::F32),
     ("f16", GgmlType::F16),
@@ -40,15 +48,43 @@ impl FromStr for MergeType {
         if text.eq_ignore_ascii_case("keep") {
             return Ok(Self::Keep);
         }
-        let known = NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text));
-        known.and_then(|(_, ggml_type)| ggml_type.dtype()).map(Self::To).ok_or_else(|| {
-            let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
-            Error::usage(format!("--type {text} is not known"), format!("use keep, {}", names.join(", ")))
-        })
+        named(text).and_then(GgmlType::dtype).map(Self::To).ok_or_else(|| unknown(text, "keep"))
     }
 }
 
+impl FromStr for ConvertType {
+    type Err = Error;
+
+    /// In any case.
+    fn from_str(text: &str) -> Result<Self, Error> {
+        if text.eq_ignore_ascii_case("auto") {
+            return Ok(Self::Auto);
+        }
+        named(text).map(Self::To).ok_or_else(|| unknown(text, "auto"))
+    }
+}
+
+fn named(text: &str) -> Option<GgmlType> {
+    NAMES.iter().find(|(name, _)| name.eq_ignore_ascii_case(text)).map(|(_, ggml_type)| *ggml_type)
+}
+
+fn unknown(text: &str, first: &str) -> Error {
+    let names: Vec<&str> = NAMES.iter().map(|(name, _)| *name).collect();
+    Error::usage(format!("--type {text} is not known"), format!("use {first}, {}", names.join(", ")))
+}
+
 impl MergeType {
+    /// How a folder is converted that is then merged into: all of it in the type asked for where that is a float, else as the
+    /// folder has it.
+    pub fn of_base(self) -> ConvertType {
+        match self {
+            Self::To(dtype @ (DType::F32 | DType::F16 | DType::BF16)) => {
+                GgmlType::from_dtype(dtype).map_or(ConvertType::Auto, ConvertType::To)
+            }
+            _ => ConvertType::Auto,
+        }
+    }
+
     /// The type asked for, for a tensor that is stored as `now`.
     pub(super) fn of(self, now: GgmlType) -> Option<GgmlType> {
         match self {
@@ -93,6 +129,14 @@ mod tests {
         ] {
             assert_eq!(fitting(asked, cols), expected, "{asked} with {cols}");
         }
+    }
+
+    #[test]
+    fn a_conversion_has_auto_where_a_merge_has_keep() {
+        assert_eq!("AUTO".parse::<ConvertType>().unwrap(), ConvertType::Auto);
+        assert_eq!("q8_0".parse::<ConvertType>().unwrap(), ConvertType::To(GgmlType::Q8_0));
+        assert!("keep".parse::<ConvertType>().unwrap_err().hint().unwrap().starts_with("use auto, f32"));
+        assert!("auto".parse::<MergeType>().is_err());
     }
 
     #[test]
