@@ -180,7 +180,10 @@ fn impossible_settings_are_wrong_use_and_named() {
         ("--eval-share", "nan"),
         ("--lora-plus", "0"),
         ("--dropout", "0.1"),
-        ("--method", "dpo"),
+        ("--method", "ppo"),
+        ("--beta", "0.1"),
+        ("--label-smoothing", "0.1"),
+        ("--desirable-weight", "2"),
         ("--dtype", "f8"),
         ("--device", "abacus"),
     ] {

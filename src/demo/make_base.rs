@@ -21,7 +21,7 @@ use crate::formats::gguf::{GgmlType, TensorSource, Value, Writer};
 use crate::model::{Adapter, AdapterSpec, Module, adapter_files};
 use crate::text::render::Renderer;
 use crate::train::plan::{MemoryPlan, default_budget};
-use crate::train::{Job, Progress, TrainSettings};
+use crate::train::{Job, Lessons, Progress, TrainSettings};
 
 const HIDDEN: usize = 192;
 /// Rows of 192 values are no multiple of 256, rows of 512 are: K-quants take only the one kind.
@@ -72,10 +72,11 @@ pub fn make(out: &Path, recipe: &Recipe, progress: &mut dyn Progress) -> Result<
     };
     let spec = AdapterSpec { rank: recipe.rank, alpha: recipe.rank as f32, rslora: false, targets: Module::ALL.to_vec() };
     let start = Adapter::fresh(&base.decoder.config, spec, &mut rng);
-    let plan = MemoryPlan::new(&base.decoder, start.params.len(), &rows, &settings, default_budget())?;
+    let lessons = Lessons::good_work(rows);
+    let plan = MemoryPlan::new(&base.decoder, start.params.len(), &lessons, &settings, default_budget())?;
     let job = Job {
         decoder: &base.decoder,
-        rows: &rows,
+        lessons: &lessons,
         settings: &settings,
         plan,
         start,
