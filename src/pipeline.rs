@@ -1,5 +1,6 @@
 //! From a base and rows to an adapter in its folder: the stages in their order.
 
+mod dataset;
 pub mod deploy;
 
 use std::path::{Path, PathBuf};
@@ -10,17 +11,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+pub use self::dataset::{Dataset, Reading, load_dataset};
+use self::dataset::{digest_rows, hold_out, load_for, lopsided};
 use crate::base::{Base, hex};
-use crate::domain::{Example, Tokens};
 use crate::error::{Error, Result};
-use crate::formats::rows::Wanted;
-use crate::formats::{durable, rows};
+use crate::formats::durable;
 use crate::model::{Adapter, AdapterSpec, adapter_files};
-use crate::text::render::{Fitted, Long, Renderer, fit};
-use crate::text::template::Template;
 use crate::train::checkpoint::{self, Best};
 use crate::train::plan::{MemoryPlan, default_budget};
-use crate::train::{Job, Lessons, Method, Progress, TrainSettings, metrics, report};
+use crate::train::{Job, Lessons, Progress, TrainSettings, metrics, report};
 
 /// The files of a run's folder.
 pub const RUN_FILE: &str = "run.json";
@@ -42,180 +41,6 @@ pub struct TrainRequest {
     pub save_every: u64,
     pub resume: bool,
     pub overwrite: bool,
-}
-
-/// How rows become tokens.
-#[derive(Clone, Debug, Default)]
-pub struct Reading {
-    pub template: Option<String>,
-    /// A system text before every row.
-    pub system: Option<String>,
-    pub max_length: Option<usize>,
-    pub long: Long,
-}
-
-/// Rows ready for the model, and what happened to them on the way.
-#[derive(Debug)]
-pub struct Dataset {
-    /// Of a pair, the chosen answer and then the rejected one, each with its prompt.
-    pub rows: Vec<Tokens>,
-    /// Whether each row is good work.
-    pub good: Vec<bool>,
-    /// The number in the file (from 1) of each row.
-    pub numbers: Vec<usize>,
-    /// A hash of what stands before each row's answer.
-    prompts: Vec<u64>,
-    pub read: usize,
-    /// Rows of bad work, in a file that is read for the good.
-    pub unwanted: usize,
-    /// Pairs that are learnt from as a good and a bad row.
-    pub unpaired: usize,
-    /// Pairs left out because both answers are the same tokens.
-    pub same: usize,
-    /// Pairs left out because one of their rows was.
-    pub broken: usize,
-    pub trailing_user_turns: usize,
-    pub fitted: Fitted,
-    pub max_length: usize,
-    /// SHA-256 over ids and masks.
-    pub digest: String,
-}
-
-impl Dataset {
-    /// What a user should know of the rows, a sentence each.
-    pub fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        let mut note = |n: usize, what: &str| {
-            if n > 0 {
-                notes.push(format!("{n} of {} rows {what}", self.read));
-            }
-        };
-        note(
-            self.fitted.cut,
-            &format!("were longer than {} tokens and cut at the end (--long drop|error changes that)", self.max_length),
-        );
-        note(self.fitted.dropped, &format!("were longer than {} tokens and left out", self.max_length));
-        note(self.fitted.without_target, "had nothing to train and were left out");
-        note(self.trailing_user_turns, "ended on a user's turn, which was left out");
-        note(self.unwanted, "are marked as bad work and were left out (--method kto learns from them, too)");
-        for (n, what) in [
-            (self.unpaired, "pairs are learnt from as a good and a bad row each (--method dpo or orpo keeps them together)"),
-            (self.same, "pairs were left out: both of their answers are the same tokens"),
-            (self.broken, "pairs were left out, because one of their rows was"),
-        ] {
-            if n > 0 {
-                notes.push(format!("{n} {what}"));
-            }
-        }
-        notes
-    }
-}
-
-/// Reads a file of good work, renders every row, brings it to length.
-pub fn load_dataset(base: &Base, template: &Template, path: &Path, reading: &Reading) -> Result<Dataset> {
-    load_for(Method::Sft, base, template, path, reading)
-}
-
-/// Reads a file as a method wants it, renders every row, brings it to length.
-fn load_for(method: Method, base: &Base, template: &Template, path: &Path, reading: &Reading) -> Result<Dataset> {
-    let wanted = match method {
-        Method::Sft => Wanted::GoodWork,
-        Method::Dpo { .. } | Method::Orpo { .. } => Wanted::Pairs,
-        Method::Kto { .. } => Wanted::Labelled,
-    };
-    let file = rows::read_as(path, wanted)?;
-    let renderer = Renderer { tokenizer: &base.tokenizer, template, system: reading.system.clone() };
-    let read = file.examples.len() + file.unwanted_rows;
-    let prompts: Vec<u64> = file.examples.iter().map(prompt_hash).collect();
-    let numbers: Vec<usize> = file.examples.iter().map(|e| e.row).collect();
-    let tokens = file.examples.iter().map(|e| Ok(renderer.render(e)?.tokens)).collect::<Result<Vec<_>>>()?;
-    let max_length = reading.max_length.unwrap_or_else(|| base.default_max_length());
-    let context = base.decoder.config.context_length;
-    if max_length > context {
-        return Err(Error::usage(
-            format!("--max-length {max_length} is more than the {context} tokens that {} can see", base.name),
-            format!("use at most {context}"),
-        ));
-    }
-    let (mut kept, fitted) = fit(tokens, max_length, reading.long)?;
-    let (mut same, mut broken) = (0, 0);
-    if method.takes_pairs() {
-        (kept, same, broken) = whole_pairs(kept);
-    }
-    let (rows, places): (Vec<Tokens>, Vec<usize>) = kept.into_iter().unzip();
-    let good: Vec<bool> = places.iter().map(|&place| file.good[place]).collect();
-    check_preferences(method, path, &good, same)?;
-    Ok(Dataset {
-        digest: digest_rows(&rows),
-        rows,
-        good,
-        numbers: places.iter().map(|&place| numbers[place]).collect(),
-        prompts: places.iter().map(|&place| prompts[place]).collect(),
-        read,
-        unwanted: file.unwanted_rows,
-        unpaired: file.unpaired,
-        same,
-        broken,
-        trailing_user_turns: file.trailing_user_turns,
-        fitted,
-        max_length,
-    })
-}
-
-/// Rows with their places in the file.
-type Placed = Vec<(Tokens, usize)>;
-
-/// The pairs of which both rows are left and differ; how many pairs were the same twice, and how many lost a row.
-fn whole_pairs(kept: Placed) -> (Placed, usize, usize) {
-    let (mut pairs, mut same, mut broken) = (Vec::with_capacity(kept.len()), 0, 0);
-    let mut rest = kept.into_iter().peekable();
-    while let Some(first) = rest.next() {
-        let is_other = |(_, place): &(Tokens, usize)| first.1.is_multiple_of(2) && *place == first.1 + 1;
-        match rest.next_if(is_other) {
-            None => broken += 1,
-            Some(second) if first.0.ids == second.0.ids => same += 1,
-            Some(second) => pairs.extend([first, second]),
-        }
-    }
-    (pairs, same, broken)
-}
-
-/// There must be something to prefer.
-fn check_preferences(method: Method, path: &Path, good: &[bool], same: usize) -> Result<()> {
-    let wanted = good.iter().filter(|&&good| good).count();
-    let one_kind = if wanted == good.len() { "good" } else { "bad" };
-    match method {
-        Method::Sft => Ok(()),
-        _ if good.is_empty() => Err(Error::file(
-            path,
-            format!("no pair is left to learn from ({same} of them have the same answer twice)"),
-            "raise --max-length if answers were cut before they part, or look at the pairs: the two answers must differ",
-        )),
-        Method::Kto { .. } if wanted == 0 || wanted == good.len() => Err(Error::file(
-            path,
-            format!("all {} rows that can be trained are marked {one_kind}", good.len()),
-            "--method kto learns from the difference: add rows of the other kind, or train on good work alone with --method sft",
-        )),
-        _ => Ok(()),
-    }
-}
-
-/// Tells where rows of one kind outweigh the others: TRL's guide to KTO advises 1 to 1 up to 4 to 3.
-fn lopsided(method: Method, good: &[bool]) -> Option<String> {
-    let Method::Kto { desirable_weight, undesirable_weight, .. } = method else { return None };
-    let wanted = good.iter().filter(|&&good| good).count();
-    let unwanted = good.len() - wanted;
-    let ratio = desirable_weight * wanted as f64 / (undesirable_weight * unwanted as f64);
-    if (0.75..=1.34).contains(&ratio) {
-        return None;
-    }
-    let (flag, weight) = match wanted > unwanted {
-        true => ("--undesirable-weight", desirable_weight * wanted as f64 / unwanted as f64),
-        false => ("--desirable-weight", undesirable_weight * unwanted as f64 / wanted as f64),
-    };
-    Some(format!(
-        "{wanted} good rows and {unwanted} bad ones, weighed {ratio:.2} to 1: KTO learns best between 1 and 1.33 to 1; {flag} {weight:.2} makes them equal"
-    ))
 }
 
 /// What a training left behind.
@@ -340,49 +165,6 @@ pub fn train(
     Ok(report)
 }
 
-/// The first bytes of a hash.
-fn hash_head(bytes: &[u8]) -> u64 {
-    let hash = Sha256::digest(bytes);
-    u64::from_le_bytes([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]])
-}
-
-fn prompt_hash(example: &Example) -> u64 {
-    hash_head(json!([example.prompt(), example.tools]).to_string().as_bytes())
-}
-
-/// Takes rows out (and whether they are good work) by a hash of their ids, so that the same row is held out however the
-/// file grows or is ordered; rows of preferences by a hash of their prompt, so that none stands on both sides.
-fn hold_out(dataset: &mut Dataset, method: Method, share: f64) -> Result<(Vec<Tokens>, Vec<bool>)> {
-    if !(0.0..1.0).contains(&share) {
-        return Err(Error::usage(
-            format!("--eval-share is {share}"),
-            "it must be at least 0 and less than 1; 0.1 holds out a tenth",
-        ));
-    }
-    let heads: Vec<u64> = match method {
-        Method::Sft => dataset.rows.iter().map(|row| hash_head(bytemuck::cast_slice::<u32, u8>(&row.ids))).collect(),
-        _ => std::mem::take(&mut dataset.prompts),
-    };
-    let rows = std::mem::take(&mut dataset.rows).into_iter().zip(std::mem::take(&mut dataset.good));
-    let (held_out, kept): (Vec<_>, Vec<_>) =
-        heads.into_iter().zip(rows).partition(|(head, _)| (*head as f64 / u64::MAX as f64) < share);
-    if kept.is_empty() || (share > 0.0 && held_out.is_empty()) {
-        let n = method.rows_per_example();
-        return Err(Error::data(
-            format!(
-                "holding out {share} of {} {} leaves {} to train and {} to evaluate",
-                (kept.len() + held_out.len()) / n,
-                if n == 2 { "pairs" } else { "rows" },
-                kept.len() / n,
-                held_out.len() / n
-            ),
-            "give more rows, another --eval-share, or a file with --eval-data",
-        ));
-    }
-    (dataset.rows, dataset.good) = kept.into_iter().map(|(_, row)| row).unzip();
-    Ok(held_out.into_iter().map(|(_, row)| row).unzip())
-}
-
 fn starting_adapter(base: &Base, request: &TrainRequest) -> Result<Adapter> {
     let config = &base.decoder.config;
     match &request.init_adapter {
@@ -498,16 +280,6 @@ impl RunFolder {
             _ => Ok(()),
         }
     }
-}
-
-fn digest_rows(rows: &[Tokens]) -> String {
-    let mut hash = Sha256::new();
-    for row in rows {
-        hash.update((row.ids.len() as u64).to_le_bytes());
-        hash.update(bytemuck::cast_slice::<u32, u8>(&row.ids));
-        hash.update(row.trained.iter().map(|&t| u8::from(t)).collect::<Vec<_>>());
-    }
-    format!("sha256:{}", hex(&hash.finalize()))
 }
 
 fn digest_bytes(bytes: &[u8]) -> String {

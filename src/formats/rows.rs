@@ -1,6 +1,8 @@
 //! Rows of data: alpaca, prompt/completion, question/answer, messages, sharegpt, and preferences in the same shapes; JSON
 //! arrays or JSON lines.
 
+#[cfg(test)]
+mod preference_tests;
 mod preferences;
 mod shapes;
 #[cfg(test)]
