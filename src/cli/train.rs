@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum as _;
 
-use super::args::{BaseArgs, LengthArgs};
+use super::args::{BaseArgs, LengthArgs, MethodArg};
 use super::{print_json, progress};
 use crate::error::{Error, Result};
 use crate::model::{AdapterSpec, Module};
@@ -139,14 +139,6 @@ pub struct Args {
     /// One line of JSON at the end; no progress
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum MethodArg {
-    Sft,
-    Dpo,
-    Orpo,
-    Kto,
 }
 
 impl Args {

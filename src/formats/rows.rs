@@ -80,7 +80,8 @@ pub fn read_as(path: &Path, wanted: Wanted) -> Result<Rows> {
     if rows.examples.is_empty() {
         let message =
             if read == 0 { "holds no rows".to_owned() } else { format!("all of its {read} rows are marked \"label\": false") };
-        return Err(Error::file(path, message, known));
+        let hint = if read == 0 { known } else { "learn from good and bad rows together with --method kto, or add good ones" };
+        return Err(Error::file(path, message, hint));
     }
     Ok(rows)
 }
