@@ -189,6 +189,20 @@ fn the_reference_is_the_model_that_training_starts_from() {
 }
 
 #[test]
+fn a_diverging_run_stops_with_the_last_good_adapter() {
+    let scratch = tempfile::tempdir().unwrap();
+    let data = demo_pairs(scratch.path());
+    for method in ["dpo", "orpo", "kto"] {
+        let out = scratch.path().join(method);
+        let arguments = ["train", "--base", "demo", "--template", "alpaca", "--method", method, "--learning-rate", "1e30"];
+        let rest = ["--warmup-steps", "0", "--clip", "0", "--data", path(&data), "--out", path(&out)];
+        let message = common::refused(1, &[&arguments[..], &rest].concat());
+        common::says(&message, &["the loss is NaN", "--learning-rate", "the last good adapter is kept"]);
+        assert!(out.join("adapter_model.safetensors").is_file(), "{message}");
+    }
+}
+
+#[test]
 fn the_memory_plan_counts_both_rows_of_a_pair() {
     let scratch = tempfile::tempdir().unwrap();
     let data = demo_pairs(scratch.path());

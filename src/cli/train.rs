@@ -70,8 +70,8 @@ pub struct Args {
     /// answers that are marked as such (kto)
     #[arg(long, value_enum, default_value = "sft")]
     method: MethodArg,
-    /// How hard preferences pull: for dpo and kto, how dear it is to leave the model that training starts from (more keeps
-    /// nearer to it); for orpo, the weight of the preference beside imitation [default: 0.1]
+    /// dpo and kto: how dear it is to leave the model that training starts from (more keeps nearer to it); orpo: the weight
+    /// of the preference beside imitation [default: 0.1]
     #[arg(long, allow_negative_numbers = true)]
     beta: Option<f64>,
     /// dpo: share of pairs that may be labelled the wrong way round [default: 0]

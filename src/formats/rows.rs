@@ -24,6 +24,8 @@ pub enum Wanted {
     Pairs,
     /// An answer that is marked good or bad; a pair is one of each.
     Labelled,
+    /// What is asked, in a row of any kind; of a pair the better answer stands behind it.
+    Prompts,
 }
 
 /// What a file held.
@@ -60,6 +62,7 @@ pub fn read_as(path: &Path, wanted: Wanted) -> Result<Rows> {
             Wanted::GoodWork => shapes::example(value).map(|shaped| Vec::from_iter(shaped.map(|shaped| (shaped, true)))),
             Wanted::Pairs => preferences::pair(value).map(Vec::from),
             Wanted::Labelled => preferences::labelled(value),
+            Wanted::Prompts => preferences::asked(value),
         };
         let answers = answers.map_err(|problem| {
             let hint = if problem.hint == shapes::KNOWN { known.to_owned() } else { problem.hint };

@@ -96,6 +96,19 @@ fn a_row_of_another_kind_names_the_method_that_it_is_for() {
 }
 
 #[test]
+fn a_prompt_is_found_in_a_row_of_any_kind() {
+    let rows = [
+        json!({"instruction": "Q1", "output": "A"}),
+        json!({"prompt": "Q2", "completion": "A", "label": false}),
+        json!({"prompt": "Q3", "chosen": "A", "rejected": "B"}),
+    ];
+    let text: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    let rows = read_text(&text, Wanted::Prompts).unwrap();
+    let told: Vec<_> = rows.examples.iter().map(|example| (example.row, told(example).join(" "))).collect();
+    assert_eq!(told, [(1, "u:Q1 a*:A".to_owned()), (2, "u:Q2 a*:A".to_owned()), (3, "u:Q3 a*:A".to_owned())]);
+}
+
+#[test]
 fn what_is_missing_from_a_pair_is_told() {
     let turn = |role: &str, content: &str| json!({"role": role, "content": content});
     for (row, found) in [

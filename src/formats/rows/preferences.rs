@@ -72,6 +72,16 @@ pub(super) fn labelled(row: Value) -> Result<Vec<(Shaped, bool)>, Problem> {
     Ok(vec![(shaped, good)])
 }
 
+/// One conversation of a row of any kind, whatever is thought of its answer.
+pub(super) fn asked(row: Value) -> Result<Vec<(Shaped, bool)>, Problem> {
+    let mut row = object(row)?;
+    if is_pair(&row) {
+        return pair(Value::Object(row)).map(|[chosen, _]| vec![chosen]);
+    }
+    row.retain(|key, _| !LABELS.contains(&key.as_str()));
+    shapes::example(Value::Object(row)).map(|shaped| Vec::from_iter(shaped.map(|shaped| (shaped, true))))
+}
+
 fn object(row: Value) -> Result<Row, Problem> {
     match row {
         Value::Object(row) => Ok(row),
