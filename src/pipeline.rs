@@ -1,6 +1,7 @@
 //! From a base and rows to an adapter in its folder: the stages in their order.
 
 pub mod convert;
+mod dataset;
 pub mod deploy;
 pub mod doctor;
 
@@ -12,17 +13,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+pub use self::dataset::{Dataset, Reading, load_dataset};
+use self::dataset::{digest_rows, hold_out, load_for, lopsided};
 use crate::base::{Base, hex};
-use crate::domain::Tokens;
 use crate::error::{Error, Result};
-use crate::formats::{durable, rows};
-use crate::infer::score;
+use crate::formats::durable;
 use crate::model::{Adapter, AdapterSpec, adapter_files};
-use crate::text::render::{Fitted, Long, Renderer, fit};
-use crate::text::template::Template;
 use crate::train::checkpoint::{self, Best};
 use crate::train::plan::{MemoryPlan, default_budget};
-use crate::train::{Job, Progress, TrainSettings, metrics, report};
+use crate::train::{Job, Lessons, Progress, TrainSettings, metrics, report};
 
 /// The files of a run's folder.
 pub const RUN_FILE: &str = "run.json";
@@ -33,7 +32,7 @@ pub const GGUF_ADAPTER_FILE: &str = "adapter.gguf";
 pub struct TrainRequest {
     pub data: PathBuf,
     pub eval_data: Option<PathBuf>,
-    /// Share of the rows held out where no `eval_data` is given; 0 holds out none.
+    /// Share of the examples held out where no `eval_data` is given; 0 holds out none.
     pub eval_share: f64,
     pub out: PathBuf,
     pub reading: Reading,
@@ -44,79 +43,6 @@ pub struct TrainRequest {
     pub save_every: u64,
     pub resume: bool,
     pub overwrite: bool,
-}
-
-/// How rows become tokens.
-#[derive(Clone, Debug, Default)]
-pub struct Reading {
-    pub template: Option<String>,
-    /// A system text before every row.
-    pub system: Option<String>,
-    pub max_length: Option<usize>,
-    pub long: Long,
-}
-
-/// Rows ready for the model, and what happened to them on the way.
-#[derive(Debug)]
-pub struct Dataset {
-    pub rows: Vec<Tokens>,
-    /// The number in the file (from 1) of each row.
-    pub numbers: Vec<usize>,
-    pub read: usize,
-    pub trailing_user_turns: usize,
-    pub fitted: Fitted,
-    pub max_length: usize,
-    /// SHA-256 over ids and masks.
-    pub digest: String,
-}
-
-impl Dataset {
-    /// What a user should know of the rows, a sentence each.
-    pub fn notes(&self) -> Vec<String> {
-        let mut notes = Vec::new();
-        let mut note = |n: usize, what: &str| {
-            if n > 0 {
-                notes.push(format!("{n} of {} rows {what}", self.read));
-            }
-        };
-        note(
-            self.fitted.cut,
-            &format!("were longer than {} tokens and cut at the end (--long drop|error changes that)", self.max_length),
-        );
-        note(self.fitted.dropped, &format!("were longer than {} tokens and left out", self.max_length));
-        note(self.fitted.without_target, "had nothing to train and were left out");
-        note(self.trailing_user_turns, "ended on a user's turn, which was left out");
-        notes
-    }
-}
-
-/// Reads a file, renders every row, brings it to length.
-pub fn load_dataset(base: &Base, template: &Template, path: &Path, reading: &Reading) -> Result<Dataset> {
-    let file = rows::read(path)?;
-    let renderer = Renderer { tokenizer: &base.tokenizer, template, system: reading.system.clone() };
-    let read = file.examples.len();
-    let numbers: Vec<usize> = file.examples.iter().map(|e| e.row).collect();
-    let tokens = file.examples.iter().map(|e| Ok(renderer.render(e)?.tokens)).collect::<Result<Vec<_>>>()?;
-    let max_length = reading.max_length.unwrap_or_else(|| base.default_max_length());
-    let context = base.decoder.config.context_length;
-    if max_length > context {
-        return Err(Error::usage(
-            format!("--max-length {max_length} is more than the {context} tokens that {} can see", base.name),
-            format!("use at most {context}"),
-        ));
-    }
-    let (kept, fitted) = fit(tokens, max_length, reading.long)?;
-    let (rows, places): (Vec<Tokens>, Vec<usize>) = kept.into_iter().unzip();
-    let numbers = places.into_iter().map(|place| numbers[place]).collect();
-    Ok(Dataset {
-        digest: digest_rows(&rows),
-        rows,
-        numbers,
-        read,
-        trailing_user_turns: file.trailing_user_turns,
-        fitted,
-        max_length,
-    })
 }
 
 /// What a training left behind.
@@ -142,16 +68,23 @@ pub fn train(
     request.settings.check()?;
     RunFolder::check(&request.out, request.resume, request.overwrite)?;
     let template = base.template(request.reading.template.as_deref())?;
-    let mut dataset = load_dataset(base, &template, &request.data, &request.reading)?;
+    let method = request.settings.method;
+    let mut dataset = load_for(method, base, &template, &request.data, &request.reading)?;
     dataset.notes().iter().for_each(|n| note(n));
     let held_out = match &request.eval_data {
-        Some(path) => load_dataset(base, &template, path, &request.reading)?.rows,
-        None => hold_out(&mut dataset.rows, request.eval_share)?,
+        Some(path) => {
+            let held_out = load_for(method, base, &template, path, &request.reading)?;
+            (held_out.rows, held_out.good)
+        }
+        None => hold_out(&mut dataset, method, request.eval_share)?,
     };
+    lopsided(method, &dataset.good).iter().for_each(|n| note(n));
     let start = starting_adapter(base, request)?;
     let base_digest = base.digest()?;
+    let digest_good = |good: &[bool]| digest_bytes(&good.iter().map(|&good| good.into()).collect::<Vec<u8>>());
     let identity = digest_of(&json!({
-        "base": base_digest, "data": digest_rows(&dataset.rows), "held_out": digest_rows(&held_out), "settings": request.settings,
+        "base": base_digest, "data": digest_rows(&dataset.rows), "held_out": digest_rows(&held_out.0), "settings": request.settings,
+        "good": [digest_good(&dataset.good), digest_good(&held_out.1)],
         "adapter": start.spec, "start": digest_bytes(bytemuck::cast_slice(&start.params)),
     }));
     if request.resume
@@ -162,16 +95,23 @@ pub fn train(
         note("this training is finished already; nothing to do");
         return Ok(done);
     }
+    let lessons = Lessons::new(method, dataset.rows, dataset.good, dataset.max_length);
+    let held_out = Lessons::new(method, held_out.0, held_out.1, dataset.max_length);
     let budget = request.memory_budget.unwrap_or_else(default_budget);
-    let plan = MemoryPlan::new(&base.decoder, &start, &dataset.rows, &request.settings, budget)?;
+    let plan = MemoryPlan::new(&base.decoder, &start, &lessons, &request.settings, budget)?;
     note(&plan.describe(base.decoder.config.layers));
     // Nothing before this point writes: what cannot be trained leaves no folder behind, and none is emptied for it.
     let folder = RunFolder::open(&request.out, request.resume, request.overwrite)?;
+    if lessons.needs_reference() {
+        note("asking the model that training starts from about every answer, once");
+    }
+    let [lessons, held_out] = [lessons, held_out].map(|lessons| lessons.with_reference(&base.decoder, &start));
 
     let mut run = json!({
         "retune": env!("CARGO_PKG_VERSION"),
+        "method": method.name(), "beta": method.beta(),
         "base": { "name": base.name, "digest": base_digest, "hub_id": base.hub_id, "weights": base.decoder.weights.dtype_name() },
-        "data": { "path": request.data, "digest": dataset.digest, "rows": dataset.rows.len(), "read": dataset.read, "cut": dataset.fitted.cut, "dropped": dataset.fitted.dropped,
+        "data": { "path": request.data, "digest": dataset.digest, "rows": lessons.len(), "read": dataset.read, "cut": dataset.fitted.cut, "dropped": dataset.fitted.dropped,
                   "without_target": dataset.fitted.without_target, "held_out": held_out.len(), "max_length": dataset.max_length },
         "template": template.name, "system": request.reading.system,
         "adapter": start.spec, "init_adapter": request.init_adapter, "settings": request.settings, "seed": request.settings.seed,
@@ -180,10 +120,10 @@ pub fn train(
     folder.write_run(&run)?;
 
     let spec = start.spec.clone();
-    let evaluate = |adapter: &Adapter| Ok(score::mean_loss(&score::row_losses(&base.decoder, &held_out, Some(adapter))));
+    let evaluate = |adapter: &Adapter| Ok(held_out.evaluate(&base.decoder, adapter));
     let job = Job {
         decoder: &base.decoder,
-        rows: &dataset.rows,
+        lessons: &lessons,
         settings: &request.settings,
         plan,
         start,
@@ -233,35 +173,6 @@ pub fn train(
     }
     folder.remove_checkpoint()?;
     Ok(report)
-}
-
-/// Takes rows out by a hash of their ids, so that the same row is held out however the file grows or is ordered.
-fn hold_out(rows: &mut Vec<Tokens>, share: f64) -> Result<Vec<Tokens>> {
-    if !(0.0..1.0).contains(&share) {
-        return Err(Error::usage(
-            format!("--eval-share is {share}"),
-            "it must be at least 0 and less than 1; 0.1 holds out a tenth",
-        ));
-    }
-    let is_held_out = |row: &Tokens| {
-        let hash = Sha256::digest(bytemuck::cast_slice::<u32, u8>(&row.ids));
-        let head = u64::from_le_bytes([hash[0], hash[1], hash[2], hash[3], hash[4], hash[5], hash[6], hash[7]]);
-        (head as f64 / u64::MAX as f64) < share
-    };
-    let (held_out, kept): (Vec<Tokens>, Vec<Tokens>) = std::mem::take(rows).into_iter().partition(is_held_out);
-    if kept.is_empty() || (share > 0.0 && held_out.is_empty()) {
-        return Err(Error::data(
-            format!(
-                "holding out {share} of {} rows leaves {} to train and {} to evaluate",
-                kept.len() + held_out.len(),
-                kept.len(),
-                held_out.len()
-            ),
-            "give more rows, another --eval-share, or a file with --eval-data",
-        ));
-    }
-    *rows = kept;
-    Ok(held_out)
 }
 
 fn starting_adapter(base: &Base, request: &TrainRequest) -> Result<Adapter> {
@@ -385,16 +296,6 @@ impl RunFolder {
             _ => Ok(()),
         }
     }
-}
-
-fn digest_rows(rows: &[Tokens]) -> String {
-    let mut hash = Sha256::new();
-    for row in rows {
-        hash.update((row.ids.len() as u64).to_le_bytes());
-        hash.update(bytemuck::cast_slice::<u32, u8>(&row.ids));
-        hash.update(row.trained.iter().map(|&t| u8::from(t)).collect::<Vec<_>>());
-    }
-    format!("sha256:{}", hex(&hash.finalize()))
 }
 
 fn digest_bytes(bytes: &[u8]) -> String {

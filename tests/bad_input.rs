@@ -120,6 +120,46 @@ fn rows_with_nothing_left_to_train_are_told_with_the_length_that_keeps_them() {
 }
 
 #[test]
+fn preferences_that_say_nothing_are_refused() {
+    let place = Place::new();
+    let rows = place.at("rows.jsonl");
+    let refuse = |method: &str, text: &str| place.train(1, &place.write("preferences.jsonl", text), &["--method", method]);
+    let pair = "{\"prompt\":\"hide pi\",\"chosen\":\"**\",\"rejected\":\"pi\"}\n";
+    let marked = |good: bool| format!("{{\"prompt\":\"hide pi\",\"completion\":\"**\",\"label\":{good}}}\n");
+    for method in ["dpo", "orpo"] {
+        let missing = format!("{pair}{{\"prompt\":\"hide pi\",\"chosen\":\"**\"}}\n");
+        says(&refuse(method, &missing), &["line 2 (row 2)", "has \"chosen\" and no \"rejected\"", "give both answers"]);
+        let empty = format!("{pair}{{\"prompt\":\"hide pi\",\"chosen\":\"\",\"rejected\":\"pi\"}}\n");
+        says(&refuse(method, &empty), &["line 2 (row 2)", "has an empty \"chosen\"", "leave the row out"]);
+        let same = "{\"prompt\":\"hide pi\",\"chosen\":\"**\",\"rejected\":\"**\"}\n";
+        says(&refuse(method, same), &["no pair is left to learn from (1 of them have the same answer twice)"]);
+        says(&refuse(method, &marked(true)), &["holds one answer with a label, expected a pair", "--method kto"]);
+        says(&place.train(1, &rows, &["--method", method]), &["line 1", "holds one answer, expected a pair", "--method sft"]);
+        says(
+            &place.train(1, &place.write("pair.jsonl", pair), &["--method", method, "--eval-data", path(&rows)]),
+            &["rows.jsonl"],
+        );
+    }
+    says(&refuse("kto", &marked(true).repeat(3)), &["all 3 rows that can be trained are marked good", "--method sft"]);
+    says(&refuse("kto", &marked(false).repeat(3)), &["all 3 rows that can be trained are marked bad", "rows of the other kind"]);
+    says(&place.train(1, &rows, &["--method", "kto"]), &["line 1", "has no \"label\"", "--method sft"]);
+    says(&refuse("sft", pair), &["holds a preference", "--method dpo, orpo or kto"]);
+    says(&refuse("sft", &marked(false)), &["all of its 1 rows are marked \"label\": false", "--method kto"]);
+    for (method, flag, value) in [
+        ("dpo", "--beta", "0"),
+        ("orpo", "--beta", "-0.1"),
+        ("kto", "--beta", "nan"),
+        ("dpo", "--label-smoothing", "0.5"),
+        ("orpo", "--label-smoothing", "0.1"),
+        ("kto", "--desirable-weight", "0"),
+        ("dpo", "--undesirable-weight", "2"),
+    ] {
+        says(&place.train(2, &rows, &["--method", method, flag, value]), &[flag]);
+    }
+    says(&place.train(2, &rows, &["--beta", "0.1"]), &["--beta says nothing to --method sft", "--method dpo, orpo, kto"]);
+}
+
+#[test]
 fn a_template_that_is_missing_broken_or_refuses_is_told_in_its_own_words() {
     let place = Place::new();
     let rows = place.at("rows.jsonl");
@@ -182,7 +222,10 @@ fn impossible_settings_are_wrong_use_and_named() {
         ("--dropout", "1"),
         ("--dropout", "-0.1"),
         ("--dropout", "nan"),
-        ("--method", "dpo"),
+        ("--method", "ppo"),
+        ("--beta", "0.1"),
+        ("--label-smoothing", "0.1"),
+        ("--desirable-weight", "2"),
         ("--dtype", "f8"),
         ("--device", "abacus"),
     ] {

@@ -9,8 +9,9 @@ use retune::formats::safetensors::Tensors;
 use retune::infer::score::{mean_loss, row_losses};
 use retune::model::weights::Weights;
 use retune::model::{Adapter, Batch, Decoder, ModelConfig, Stream, Workspace, adapter_files};
-use retune::train::step::State;
-use retune::train::{Schedule, TrainSettings};
+use retune::train::metrics::Rewards;
+use retune::train::step::{State, StepResult};
+use retune::train::{Lessons, Method, Schedule, TrainSettings};
 use serde_json::Value;
 
 struct Fixture {
@@ -30,22 +31,23 @@ fn fixture(family: &str, weights: &str) -> Fixture {
     let config = ModelConfig::from_hf(&json(&base.join("config.json")), &base).unwrap();
     let weights = Weights::from_hf(&Tensors::open_folder(&base).unwrap(), &config, &base).unwrap();
     let expected = json(&folder.join("expected.json"));
-    let rows = expected["rows"].as_array().unwrap().iter().map(|row| {
-        let list = |key: &str| row[key].as_array().unwrap().iter().map(|v| v.as_u64().unwrap()).collect::<Vec<_>>();
-        Tokens {
-            ids: list("ids").into_iter().map(|id| id as u32).collect(),
-            trained: list("trained").into_iter().map(|t| t == 1).collect(),
-        }
-    });
     let dropout = json(&folder.join("adapter/adapter_config.json"))["lora_dropout"].as_f64().unwrap();
     Fixture {
         dropout,
         adapter: adapter_files::load(&folder.join("adapter"), &config).unwrap(),
-        rows: rows.collect(),
+        rows: rows_of(&expected),
         tensors: Tensors::open(&folder.join("expected.safetensors")).unwrap(),
         decoder: Decoder { config, weights },
         expected,
     }
+}
+
+fn rows_of(expected: &Value) -> Vec<Tokens> {
+    let row = |row: &Value| {
+        let list = |key: &str| serde_json::from_value::<Vec<u32>>(row[key].clone()).unwrap();
+        Tokens { ids: list("ids"), trained: list("trained").into_iter().map(|t| t == 1).collect() }
+    };
+    expected["rows"].as_array().unwrap().iter().map(row).collect()
 }
 
 impl Fixture {
@@ -107,8 +109,10 @@ impl Fixture {
             let mut batch = Batch::new(rows);
             batch.stream.drop_out(self.dropout, 42, 1, rows_before);
             rows_before += rows.len();
-            tokens +=
-                self.decoder.losses_and_grads(&batch.stream, &batch.targets, &self.adapter, &mut workspace, &mut grads).len();
+            tokens += self
+                .decoder
+                .losses_and_grads(&batch.stream, &batch.targets, &self.adapter, &mut workspace, &mut grads, &mut |_| None)
+                .len();
         }
         grads.iter_mut().for_each(|g| *g /= tokens as f32);
         grads
@@ -127,16 +131,12 @@ impl Fixture {
             warmup_steps: training["warmup_steps"].as_u64(),
             ..TrainSettings::default()
         };
+        let lessons = Lessons::good_work(self.rows.clone());
         let mut state = State::new(self.adapter.clone());
         let (mut workspace, mut grads) = (Workspace::new(usize::MAX), Vec::new());
         for step in 0..total as usize {
-            let micro: Vec<Vec<&Tokens>> = training["batches"][step]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|rows| rows.as_array().unwrap().iter().map(|r| &self.rows[r.as_u64().unwrap() as usize]).collect())
-                .collect();
-            let result = state.advance(&self.decoder, &micro, &settings, total, &mut workspace, &mut grads).unwrap();
+            let micro: Vec<Vec<usize>> = serde_json::from_value(training["batches"][step].clone()).unwrap();
+            let result = state.advance(&self.decoder, &lessons, &micro, &settings, total, &mut workspace, &mut grads).unwrap();
             for (name, found) in
                 [("losses", result.loss), ("grad_norms", result.grad_norm), ("learning_rates", result.learning_rate)]
             {
@@ -222,4 +222,130 @@ fn packed_rows_and_single_rows_give_the_same_gradient() {
         assert!(error < 1e-5, "{family}: {error:.2e}");
         fixture.check_tensors("grad", &single);
     }
+}
+
+/// The preference fixture (scripts/parity/make_preferences.py): TRL's losses on the same llama and adapter.
+struct Preferences {
+    llama: Fixture,
+    expected: Value,
+    method: Method,
+}
+
+impl Preferences {
+    fn of(name: &str) -> Self {
+        let folder = common::root().join("tests/parity/preferences");
+        let expected: Value = serde_json::from_slice(&std::fs::read(folder.join("expected.json")).unwrap()).unwrap();
+        let number = |key: &str| expected["settings"][key].as_f64().unwrap();
+        let beta = number("beta");
+        let method = match name {
+            "dpo" => Method::Dpo { beta, label_smoothing: 0.0 },
+            "orpo" => Method::Orpo { beta },
+            _ => Method::Kto {
+                beta,
+                desirable_weight: number("desirable_weight"),
+                undesirable_weight: number("undesirable_weight"),
+            },
+        };
+        let mut llama = fixture("llama", "llama/base");
+        llama.rows = rows_of(&expected);
+        llama.tensors = Tensors::open(&folder.join("expected.safetensors")).unwrap();
+        Self { llama, expected, method }
+    }
+
+    /// The reference is the base alone: an adapter of zeros.
+    fn lessons(&self) -> Lessons {
+        let good: Vec<bool> = serde_json::from_value(self.expected["good"].clone()).unwrap();
+        let (rows, good) = match self.method.takes_pairs() {
+            true => (self.llama.rows.clone(), [true, false].repeat(good.len())),
+            // Of each pair the row that the fixture chose.
+            false => (self.llama.rows.chunks(2).zip(&good).map(|(pair, &good)| pair[usize::from(!good)].clone()).collect(), good),
+        };
+        let mut base = self.llama.adapter.clone();
+        base.params.fill(0.0);
+        Lessons::new(self.method, rows, good, 128).with_reference(&self.llama.decoder, &base)
+    }
+
+    fn settings(&self) -> TrainSettings {
+        let settings = &self.expected["settings"];
+        TrainSettings {
+            method: self.method,
+            learning_rate: settings["learning_rate"].as_f64().unwrap(),
+            weight_decay: settings["weight_decay"].as_f64().unwrap(),
+            clip: settings["clip"].as_f64().unwrap(),
+            warmup_steps: settings["warmup_steps"].as_u64(),
+            ..TrainSettings::default()
+        }
+    }
+
+    /// One step at the rate 0 leaves the mean gradient behind.
+    fn gradient(&self, micro_batches: &[Vec<usize>], packing: bool) -> (StepResult, Vec<f32>) {
+        let (mut state, mut grads) = (State::new(self.llama.adapter.clone()), Vec::new());
+        let settings = TrainSettings { clip: 0.0, packing, ..self.settings() };
+        let ws = &mut Workspace::new(1);
+        let result = state.advance(&self.llama.decoder, &self.lessons(), micro_batches, &settings, 10, ws, &mut grads).unwrap();
+        assert_eq!(result.learning_rate, 0.0);
+        (result, grads)
+    }
+
+    fn check(&self) {
+        let name = self.method.name();
+        let (expected, all) = (&self.expected[name], (0..6).collect::<Vec<usize>>());
+        let (result, whole) = self.gradient(&[all], true);
+        near(result.loss, &expected["loss"], "loss");
+        check_rewards(&result.rewards, expected);
+        self.llama.check_tensors(&format!("{name}.grad"), &whole);
+        let evaluation = self.lessons().evaluate(&self.llama.decoder, &self.llama.adapter);
+        near(evaluation.loss, &expected["loss"], "held-out loss");
+        check_rewards(&evaluation.rewards, expected);
+        // However the step is cut into micro-batches, and whether they are packed.
+        for (cut, packing) in [(vec![vec![0, 1], vec![2, 3, 4, 5]], true), (vec![vec![0, 1, 2], vec![3, 4, 5]], false)] {
+            let (part, grads) = self.gradient(&cut, packing);
+            assert!((part.loss - result.loss).abs() < 1e-6 * result.loss, "{cut:?}: {} against {}", part.loss, result.loss);
+            let error = relative_error(&grads, &whole);
+            assert!(error < 1e-5, "{cut:?}: {error:.2e}");
+        }
+
+        let (training, lessons, settings) = (&expected["training"], self.lessons(), self.settings());
+        let (mut state, mut ws, mut grads) = (State::new(self.llama.adapter.clone()), Workspace::new(usize::MAX), Vec::new());
+        for (step, examples) in training["batches"].as_array().unwrap().iter().enumerate() {
+            let micro: Vec<usize> = serde_json::from_value(examples.clone()).unwrap();
+            let result = state.advance(&self.llama.decoder, &lessons, &[micro], &settings, 10, &mut ws, &mut grads).unwrap();
+            near(result.loss, &training["losses"][step], &format!("loss of step {}", step + 1));
+            near(result.grad_norm, &training["grad_norms"][step], &format!("norm of step {}", step + 1));
+            check_rewards(&result.rewards, &training["rewards"][step]);
+        }
+        self.llama.check_tensors(&format!("{name}.final"), &state.adapter.params);
+    }
+}
+
+/// Within 1e-4 of what is expected.
+fn near(found: f64, expected: &Value, what: &str) {
+    let expected = expected.as_f64().unwrap();
+    assert!((found - expected).abs() <= 1e-4 * expected.abs(), "{what}: {found} against {expected}");
+}
+
+fn check_rewards(found: &Rewards, expected: &Value) {
+    let found = serde_json::to_value(found).unwrap();
+    for key in ["rewards_chosen", "rewards_rejected", "reward_accuracy", "margin"] {
+        // TRL's KTO tells no accuracy.
+        if let Some(expected) = expected[key].as_f64() {
+            let found = found[key].as_f64().unwrap_or_else(|| panic!("no {key}"));
+            assert!((found - expected).abs() <= 1e-4 * expected.abs() + 1e-5, "{key}: {found} against {expected}");
+        }
+    }
+}
+
+#[test]
+fn dpo_gives_the_numbers_of_trl() {
+    Preferences::of("dpo").check();
+}
+
+#[test]
+fn orpo_gives_the_numbers_of_trl() {
+    Preferences::of("orpo").check();
+}
+
+#[test]
+fn kto_gives_the_numbers_of_trl() {
+    Preferences::of("kto").check();
 }

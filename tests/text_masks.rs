@@ -231,6 +231,32 @@ fn generation_blocks_say_what_is_trained() {
 }
 
 #[test]
+fn a_turn_that_its_row_takes_out_is_not_trained() {
+    let Some(tokenizer) = qwen3("a_turn_that_its_row_takes_out_is_not_trained") else { return };
+    let turns = |weight: Value| {
+        let mut said = say("assistant", "b c");
+        said["loss_weight"] = weight;
+        json!([say("user", "a"), said, say("user", "d"), say("assistant", "e")])
+    };
+    let block = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}";
+    let marked = Template::jinja_for("marked", block, &tokenizer).unwrap();
+    for template in [&Template::built_in("chatml").unwrap(), &marked, &golden("smollm2")] {
+        for weight in [json!(0), json!(0.0)] {
+            assert_eq!(trained(&tokenizer, template, turns(weight)), ["e<|im_end|>"], "{}", template.name);
+        }
+        assert_eq!(trained(&tokenizer, template, turns(json!(1))), ["b c<|im_end|>", "e<|im_end|>"], "{}", template.name);
+    }
+    // One block around the whole does not tell the answers apart.
+    let one = Template::jinja_for(
+        "one",
+        "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{% endgeneration %}",
+        &tokenizer,
+    );
+    let message = refused(&tokenizer, &one.unwrap(), turns(json!(0)));
+    common::says(&message, &["row 7", "1 of 2 answers are not to be learnt", "marks 1 spans"]);
+}
+
+#[test]
 fn llama_2_s_spaces_are_trained_as_the_model_must_write_them() {
     let Some(tokenizer) = stories("llama_2_s_spaces_are_trained_as_the_model_must_write_them") else { return };
     let source = "{% for m in messages %}{% if m.role == 'user' %}{{ bos_token }}[INST] {{ m.content }} [/INST]{% else %} {{ m.content }} {{ eos_token }}{% endif %}{% endfor %}";

@@ -30,6 +30,15 @@ pub fn forward(hidden: &[f32], head: &Weight, targets: &[Target], losses: &mut [
     forward_chunked(hidden, head, targets, losses, dhidden, CHUNK_LOGITS);
 }
 
+/// Gives targets their weights after the fact, where these depend on the losses: scales the gradient `[n, d]` that `forward`
+/// left behind. No two targets may share a position. Positions without a target stay as they are.
+pub fn weigh(dhidden: &mut [f32], d: usize, targets: &[Target], weights: &[f32]) {
+    assert_eq!(weights.len(), targets.len(), "a weight for each target");
+    for (target, &weight) in targets.iter().zip(weights) {
+        scale(&mut dhidden[target.position * d..][..d], weight);
+    }
+}
+
 fn forward_chunked(
     hidden: &[f32],
     head: &Weight,
@@ -148,6 +157,22 @@ mod tests {
                 assert_eq!(alone, losses);
             }
         }
+    }
+
+    #[test]
+    fn weights_given_afterwards_are_weights_given_before() {
+        let (n, d, vocab) = (23, 17, 101);
+        let (hidden, head) = (normal(n * d, 1), Weight::from_f32(normal(vocab * d, 2), vocab, d));
+        let targets = some_targets(n, vocab, 9);
+        let run = |targets: &[Target]| {
+            let (mut losses, mut dhidden) = (vec![0.0; 9], vec![f32::NAN; n * d]);
+            forward(&hidden, &head, targets, &mut losses, Some(&mut dhidden));
+            dhidden
+        };
+        let plain: Vec<Target> = targets.iter().map(|t| Target { weight: 1.0, ..*t }).collect();
+        let mut found = run(&plain);
+        weigh(&mut found, d, &targets, &targets.iter().map(|t| t.weight).collect::<Vec<_>>());
+        assert!(relative_error(&found, &run(&targets)) < 1e-6);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use super::progress;
 use crate::base::Base;
 use crate::error::{Error, Result};
+use crate::formats::rows::Wanted;
 use crate::model::{Adapter, adapter_files};
 use crate::pipeline::Reading;
 use crate::text::render::Long;
@@ -82,6 +83,26 @@ impl From<LongArg> for Long {
             LongArg::Cut => Self::Cut,
             LongArg::Drop => Self::Drop,
             LongArg::Error => Self::Error,
+        }
+    }
+}
+
+/// What is learnt from rows, by its name.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum MethodArg {
+    Sft,
+    Dpo,
+    Orpo,
+    Kto,
+}
+
+impl MethodArg {
+    /// What the method wants of a row.
+    pub fn wanted(self) -> Wanted {
+        match self {
+            Self::Sft => Wanted::GoodWork,
+            Self::Dpo | Self::Orpo => Wanted::Pairs,
+            Self::Kto => Wanted::Labelled,
         }
     }
 }

@@ -133,7 +133,7 @@ fn prompt_ids(args: &Args, base: &Base) -> Result<Vec<u32>> {
 fn questions_of(args: &Args, base: &Base, path: &Path) -> Result<Vec<Question>> {
     let template = args.base.template(base)?;
     let renderer = Renderer { tokenizer: &base.tokenizer, template: &template, system: args.base.system_text()? };
-    let examples = rows::read(path)?.examples;
+    let examples = rows::read_as(path, rows::Wanted::Prompts)?.examples;
     let question = |example: &crate::domain::Example| {
         let last = example.messages.iter().rposition(|m| m.role == "assistant").unwrap_or(example.messages.len());
         let ids = renderer.prompt(&example.messages[..last], example.tools.as_ref())?.1;

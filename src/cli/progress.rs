@@ -7,7 +7,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::runtime::hub::Event;
 use crate::train::Progress;
-use crate::train::metrics::{EvaluationLine, StepLine};
+use crate::train::metrics::{EvaluationLine, Rewards, StepLine};
 use crate::train::run::Silent;
 
 /// The progress that fits where stderr goes.
@@ -55,6 +55,11 @@ impl Pace {
     }
 }
 
+/// The share of preferences that the model shares; nothing for other methods.
+fn accuracy(rewards: &Rewards) -> String {
+    rewards.reward_accuracy.map_or_else(String::new, |share| format!(", accuracy {share:.2}"))
+}
+
 struct Bar {
     bar: ProgressBar,
     pace: Pace,
@@ -85,8 +90,9 @@ impl Progress for Bar {
         self.bar.set_position(line.step);
         let left = self.pace.left(total_steps - line.step);
         self.bar.set_message(format!(
-            "loss {:.4}{} {:.0} tok/s, {left} left",
+            "loss {:.4}{}{} {:.0} tok/s, {left} left",
             line.loss,
+            accuracy(&line.rewards),
             self.held_out,
             self.pace.tokens_per_second()
         ));
@@ -96,7 +102,7 @@ impl Progress for Bar {
     }
 
     fn evaluated(&mut self, line: &EvaluationLine, _is_best: bool) {
-        self.held_out = format!(", held out {:.4}", line.eval_loss);
+        self.held_out = format!(", held out {:.4}{}", line.eval_loss, accuracy(&line.rewards));
     }
 }
 
@@ -124,9 +130,10 @@ impl Progress for Lines {
             self.last = Instant::now();
             let left = self.pace.left(total_steps - line.step);
             eprintln!(
-                "step {}/{total_steps}: loss {:.4}, {:.0} tokens/s, {left} left",
+                "step {}/{total_steps}: loss {:.4}{}, {:.0} tokens/s, {left} left",
                 line.step,
                 line.loss,
+                accuracy(&line.rewards),
                 self.pace.tokens_per_second()
             );
         }
@@ -134,9 +141,10 @@ impl Progress for Lines {
 
     fn evaluated(&mut self, line: &EvaluationLine, is_best: bool) {
         eprintln!(
-            "held-out loss after step {}: {:.4}{}",
+            "held-out loss after step {}: {:.4}{}{}",
             line.step,
             line.eval_loss,
+            accuracy(&line.rewards),
             if is_best { "" } else { " (not the best)" }
         );
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::args::BaseArgs;
+use super::args::{BaseArgs, MethodArg};
 use super::print_json;
 use crate::error::Result;
 use crate::formats::rows;
@@ -21,10 +21,14 @@ pub struct Args {
     /// The rows: alpaca, prompt/completion, messages or sharegpt, as JSON lines or a JSON array
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
+    /// Show them as this method learns from them: of a pair, the chosen answer and then the rejected one
+    #[arg(long, value_enum, default_value = "sft")]
+    method: MethodArg,
     /// Show the first rows only
     #[arg(long, value_name = "ROWS")]
     limit: Option<usize>,
-    /// A line of JSON a row: row, text, ids, and trained as 0 or 1 for each id
+    /// A line of JSON a row: row, text, ids, and trained as 0 or 1 for each id; for preferences also good, whether the answer
+    /// is wanted
     #[arg(long)]
     json: bool,
 }
@@ -33,16 +37,34 @@ pub fn run(args: &Args) -> Result<()> {
     let base = args.base.open(args.json)?;
     let template = args.base.template(&base)?;
     let renderer = Renderer { tokenizer: &base.tokenizer, template: &template, system: args.base.system_text()? };
-    let examples = rows::read(&args.data)?.examples;
+    let rows = rows::read_as(&args.data, args.method.wanted())?;
+    let judged = args.method != MethodArg::Sft;
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    for example in examples.iter().take(args.limit.unwrap_or(usize::MAX)) {
+    // A row may hold two answers.
+    let (mut shown, mut last) = (0, None);
+    for (example, good) in rows.examples.iter().zip(&rows.good) {
+        shown += usize::from(last.replace(example.row) != Some(example.row));
+        if shown > args.limit.unwrap_or(usize::MAX) {
+            break;
+        }
         let rendered = renderer.render(example)?;
         if args.json {
             let trained: Vec<u8> = rendered.tokens.trained.iter().map(|&trained| trained.into()).collect();
-            print_json(&json!({"row": example.row, "text": rendered.text, "ids": rendered.tokens.ids, "trained": trained}))?;
+            let mut line = json!({"row": example.row, "text": rendered.text, "ids": rendered.tokens.ids, "trained": trained});
+            if judged {
+                line["good"] = json!(good);
+            }
+            print_json(&line)?;
         } else {
             let (tokens, trained) = (rendered.tokens.ids.len(), rendered.tokens.trained_tokens());
-            say!("row {}: {tokens} tokens, {trained} of them trained\n{}\n", example.row, marked(&rendered, colour))?;
+            let kind = if !judged {
+                ""
+            } else if *good {
+                " (good)"
+            } else {
+                " (bad)"
+            };
+            say!("row {}{kind}: {tokens} tokens, {trained} of them trained\n{}\n", example.row, marked(&rendered, colour))?;
         }
     }
     Ok(())

@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::args::{BaseArgs, LengthArgs};
+use clap::ValueEnum as _;
+
+use super::args::{BaseArgs, LengthArgs, MethodArg};
 use super::{print_json, progress};
 use crate::error::{Error, Result};
 use crate::model::{AdapterSpec, Module};
 use crate::pipeline::{self, TrainRequest};
 use crate::train::plan::parse_bytes;
-use crate::train::{Schedule, TrainSettings};
+use crate::train::{Method, Schedule, TrainSettings};
 
-/// Train a LoRA adapter on rows of good work.
+/// Train a LoRA adapter on rows of good work, or on preferences.
 ///
 /// DIR gets adapter_model.safetensors and adapter_config.json (a PEFT folder), adapter.gguf (not with --dora), metrics.jsonl, report.html
 /// and run.json. Stop it at any moment, even with kill -9: the same command with --resume goes on, to the same bits.
@@ -19,7 +21,8 @@ use crate::train::{Schedule, TrainSettings};
 pub struct Args {
     #[command(flatten)]
     base: BaseArgs,
-    /// The rows: alpaca, prompt/completion, messages or sharegpt, as JSON lines or a JSON array
+    /// The rows: alpaca, prompt/completion, messages or sharegpt, as JSON lines or a JSON array; pairs with "chosen" and
+    /// "rejected" for dpo and orpo, rows with "label": true or false for kto
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Where the adapter and everything about the run goes
@@ -64,23 +67,38 @@ pub struct Args {
     /// Go on from this adapter (its rank, alpha, targets, rsLoRA and DoRA are kept)
     #[arg(long, value_name = "DIR|FILE.gguf")]
     init_adapter: Option<PathBuf>,
-    /// What is learnt from the rows: sft (kto, dpo and orpo are not supported yet)
-    #[arg(long, default_value = "sft")]
-    method: String,
+    /// What is learnt from the rows: good work (sft), or which of two answers is better (dpo, orpo), or good and bad
+    /// answers that are marked as such (kto)
+    #[arg(long, value_enum, default_value = "sft")]
+    method: MethodArg,
+    /// dpo and kto: how dear it is to leave the model that training starts from (more keeps nearer to it); orpo: the weight
+    /// of the preference beside imitation [default: 0.1]
+    #[arg(long, allow_negative_numbers = true)]
+    beta: Option<f64>,
+    /// dpo: share of pairs that may be labelled the wrong way round [default: 0]
+    #[arg(long, allow_negative_numbers = true, value_name = "SHARE")]
+    label_smoothing: Option<f64>,
+    /// kto: weight of the good answers [default: 1]
+    #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT")]
+    desirable_weight: Option<f64>,
+    /// kto: weight of the bad answers [default: 1]
+    #[arg(long, allow_negative_numbers = true, value_name = "WEIGHT")]
+    undesirable_weight: Option<f64>,
     /// Times that every row is seen
     #[arg(long, allow_negative_numbers = true, default_value_t = 3.0)]
     epochs: f64,
     /// Steps to train; overrides --epochs
     #[arg(long)]
     max_steps: Option<u64>,
-    /// Rows of a micro-batch
+    /// Rows of a micro-batch; for dpo and orpo, pairs
     #[arg(long, default_value_t = 2)]
     batch_size: usize,
     /// Micro-batches of a step
     #[arg(long, default_value_t = 4)]
     grad_accum: usize,
-    #[arg(long, allow_negative_numbers = true, default_value_t = 2e-4)]
-    learning_rate: f64,
+    /// [default: 2e-4 for sft, 5e-5 for dpo, orpo and kto]
+    #[arg(long, allow_negative_numbers = true)]
+    learning_rate: Option<f64>,
     /// How the learning rate moves after the warm-up
     #[arg(long, value_enum, default_value = "cosine")]
     schedule: Schedule,
@@ -127,9 +145,6 @@ pub struct Args {
 impl Args {
     fn check_supported(&self) -> Result<()> {
         let refuse = |what: &str, instead: &str| Err(Error::usage(format!("{what} is not supported yet"), instead.to_owned()));
-        if self.method != "sft" {
-            return refuse(&format!("--method {}", self.method), "use --method sft");
-        }
         if self.dtype != "f32" {
             return refuse(&format!("--dtype {}", self.dtype), "use --dtype f32; the base keeps its own type in memory");
         }
@@ -148,7 +163,37 @@ impl Args {
         Ok(())
     }
 
+    /// The method with its knobs. Error: a knob of another method.
+    fn method(&self) -> Result<Method> {
+        for (flag, given, of) in [
+            ("--beta", self.beta, &[MethodArg::Dpo, MethodArg::Orpo, MethodArg::Kto][..]),
+            ("--label-smoothing", self.label_smoothing, &[MethodArg::Dpo]),
+            ("--desirable-weight", self.desirable_weight, &[MethodArg::Kto]),
+            ("--undesirable-weight", self.undesirable_weight, &[MethodArg::Kto]),
+        ] {
+            if given.is_some() && !of.contains(&self.method) {
+                let name = |method: &MethodArg| method.to_possible_value().map_or_else(String::new, |v| v.get_name().to_owned());
+                return Err(Error::usage(
+                    format!("{flag} says nothing to --method {}", name(&self.method)),
+                    format!("leave it out, or use it with --method {}", of.iter().map(name).collect::<Vec<_>>().join(", ")),
+                ));
+            }
+        }
+        let beta = self.beta.unwrap_or(0.1);
+        Ok(match self.method {
+            MethodArg::Sft => Method::Sft,
+            MethodArg::Dpo => Method::Dpo { beta, label_smoothing: self.label_smoothing.unwrap_or(0.0) },
+            MethodArg::Orpo => Method::Orpo { beta },
+            MethodArg::Kto => Method::Kto {
+                beta,
+                desirable_weight: self.desirable_weight.unwrap_or(1.0),
+                undesirable_weight: self.undesirable_weight.unwrap_or(1.0),
+            },
+        })
+    }
+
     fn request(&self) -> Result<TrainRequest> {
+        let method = self.method()?;
         Ok(TrainRequest {
             data: self.data.clone(),
             eval_data: self.eval_data.clone(),
@@ -164,11 +209,12 @@ impl Args {
             },
             init_adapter: self.init_adapter.clone(),
             settings: TrainSettings {
+                method,
                 epochs: self.epochs,
                 max_steps: self.max_steps,
                 batch_size: self.batch_size,
                 grad_accum: self.grad_accum,
-                learning_rate: self.learning_rate,
+                learning_rate: self.learning_rate.unwrap_or(method.default_learning_rate()),
                 lora_plus: self.lora_plus,
                 schedule: self.schedule,
                 warmup_steps: self.warmup_steps,

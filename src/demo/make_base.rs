@@ -18,10 +18,10 @@ use crate::domain::Tokens;
 use crate::error::{Error, Result};
 use crate::export::merge::{MergeType, merge};
 use crate::formats::gguf::{GgmlType, TensorSource, Value, Writer};
-use crate::model::{Adapter, AdapterSpec, Module, adapter_files};
+use crate::model::{Adapter, AdapterSpec, adapter_files};
 use crate::text::render::Renderer;
 use crate::train::plan::{MemoryPlan, default_budget};
-use crate::train::{Job, Progress, TrainSettings};
+use crate::train::{Job, Lessons, Progress, TrainSettings};
 
 const HIDDEN: usize = 192;
 /// Rows of 192 values are no multiple of 256, rows of 512 are: K-quants take only the one kind.
@@ -70,13 +70,13 @@ pub fn make(out: &Path, recipe: &Recipe, progress: &mut dyn Progress) -> Result<
         seed: recipe.seed,
         ..TrainSettings::default()
     };
-    let spec =
-        AdapterSpec { rank: recipe.rank, alpha: recipe.rank as f32, rslora: false, dora: false, targets: Module::ALL.to_vec() };
+    let spec = AdapterSpec { rank: recipe.rank, alpha: recipe.rank as f32, ..AdapterSpec::default() };
     let start = Adapter::fresh(&base.decoder, spec, &mut rng);
-    let plan = MemoryPlan::new(&base.decoder, &start, &rows, &settings, default_budget())?;
+    let lessons = Lessons::good_work(rows);
+    let plan = MemoryPlan::new(&base.decoder, &start, &lessons, &settings, default_budget())?;
     let job = Job {
         decoder: &base.decoder,
-        rows: &rows,
+        lessons: &lessons,
         settings: &settings,
         plan,
         start,

@@ -20,6 +20,11 @@ impl Message {
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), extra: Map::new() }
     }
+
+    /// Whether the loss falls on this turn: the assistant says it, and no `"loss_weight": 0` takes it out.
+    pub fn is_learnt(&self) -> bool {
+        self.role == "assistant" && self.extra.get("loss_weight").and_then(Value::as_f64) != Some(0.0)
+    }
 }
 
 /// One row of training or evaluation data.
@@ -30,6 +35,14 @@ pub struct Example {
     pub tools: Option<Value>,
     /// Where it came from: the row's number in its file, from 1.
     pub row: usize,
+}
+
+impl Example {
+    /// The turns before the first one that is learnt.
+    pub fn prompt(&self) -> &[Message] {
+        let end = self.messages.iter().position(Message::is_learnt).unwrap_or(self.messages.len());
+        &self.messages[..end]
+    }
 }
 
 /// A rendered example: ids, and which of them are trained.
@@ -45,5 +58,10 @@ impl Tokens {
     /// How many tokens the loss falls on.
     pub fn trained_tokens(&self) -> usize {
         self.trained.iter().skip(1).filter(|&&t| t).count()
+    }
+
+    /// How many tokens stand before the first trained one.
+    pub fn prompt_tokens(&self) -> usize {
+        self.trained.iter().position(|&t| t).unwrap_or(self.ids.len())
     }
 }

@@ -1,5 +1,9 @@
-//! Rows of data: alpaca, prompt/completion, question/answer, messages, sharegpt; JSON arrays or JSON lines.
+//! Rows of data: alpaca, prompt/completion, question/answer, messages, sharegpt, and preferences in the same shapes; JSON
+//! arrays or JSON lines.
 
+#[cfg(test)]
+mod preference_tests;
+mod preferences;
 mod shapes;
 #[cfg(test)]
 mod tests;
@@ -11,40 +15,76 @@ use serde_json::Value;
 use crate::domain::Example;
 use crate::error::{Error, Result};
 
+/// What a training wants of each row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// An example of good work.
+    GoodWork,
+    /// Two answers to one prompt, the better one first.
+    Pairs,
+    /// An answer that is marked good or bad; a pair is one of each.
+    Labelled,
+    /// What is asked, in a row of any kind; of a pair the better answer stands behind it.
+    Prompts,
+}
+
 /// What a file held.
 #[derive(Debug)]
 pub struct Rows {
     pub examples: Vec<Example>,
+    /// Whether each example is good work; of a pair the chosen answer comes first, then the rejected one.
+    pub good: Vec<bool>,
+    /// Pairs that became a good and a bad example.
+    pub unpaired: usize,
     /// Conversations that ended on a user's turn: that turn was dropped.
     pub trailing_user_turns: usize,
     /// Rows that their file marks as bad work (`"label": false`, as in data for KTO): left out.
     pub unwanted_rows: usize,
 }
 
-/// Reads a whole file; a bad row is an error that names the file, the line and what is wrong with it.
+/// Reads a whole file of good work; a bad row is an error that names the file, the line and what is wrong with it.
 pub fn read(path: &Path) -> Result<Rows> {
+    read_as(path, Wanted::GoodWork)
+}
+
+/// Reads a whole file as a training wants it; a row of another kind is an error that says which training it is for.
+pub fn read_as(path: &Path, wanted: Wanted) -> Result<Rows> {
     let bytes = super::map_file(path)?;
-    let mut rows = Rows { examples: Vec::new(), trailing_user_turns: 0, unwanted_rows: 0 };
+    let mut rows = Rows { examples: Vec::new(), good: Vec::new(), unpaired: 0, trailing_user_turns: 0, unwanted_rows: 0 };
+    let known = if wanted == Wanted::GoodWork { shapes::KNOWN } else { preferences::KNOWN };
     let mut read = 0;
     for row in Scanner::new(&bytes) {
         let Scanned { number, line, value } = row.map_err(|(line, problem)| {
             Error::file(path, format!("line {line}: {problem}"), "expected JSON lines, or one JSON array of objects")
         })?;
         read = number;
-        let shaped = shapes::example(value)
-            .map_err(|problem| Error::file(path, format!("line {line} (row {number}): {}", problem.message), problem.hint))?;
-        let Some(mut shaped) = shaped else {
-            rows.unwanted_rows += 1;
-            continue;
+        let answers = match wanted {
+            Wanted::GoodWork => shapes::example(value).map(|shaped| Vec::from_iter(shaped.map(|shaped| (shaped, true)))),
+            Wanted::Pairs => preferences::pair(value).map(Vec::from),
+            Wanted::Labelled => preferences::labelled(value),
+            Wanted::Prompts => preferences::asked(value),
         };
-        shaped.example.row = number;
-        rows.trailing_user_turns += usize::from(shaped.dropped_user_turn);
-        rows.examples.push(shaped.example);
+        let answers = answers.map_err(|problem| {
+            let hint = if problem.hint == shapes::KNOWN { known.to_owned() } else { problem.hint };
+            Error::file(path, format!("line {line} (row {number}): {}", problem.message), hint)
+        })?;
+        match answers.len() {
+            0 => rows.unwanted_rows += 1,
+            2 if wanted == Wanted::Labelled => rows.unpaired += 1,
+            _ => {}
+        }
+        for (mut shaped, good) in answers {
+            shaped.example.row = number;
+            rows.trailing_user_turns += usize::from(shaped.dropped_user_turn);
+            rows.examples.push(shaped.example);
+            rows.good.push(good);
+        }
     }
     if rows.examples.is_empty() {
         let message =
             if read == 0 { "holds no rows".to_owned() } else { format!("all of its {read} rows are marked \"label\": false") };
-        return Err(Error::file(path, message, shapes::KNOWN));
+        let hint = if read == 0 { known } else { "learn from good and bad rows together with --method kto, or add good ones" };
+        return Err(Error::file(path, message, hint));
     }
     Ok(rows)
 }

@@ -17,13 +17,18 @@ pub struct Batch {
 
 impl Batch {
     pub fn new(rows: &[&Tokens]) -> Self {
+        Self::with_prompts(rows, |_| false)
+    }
+
+    /// Every token of the rows that `whole` names (by their place in `rows`) is a target, its prompt too.
+    pub fn with_prompts(rows: &[&Tokens], whole: impl Fn(usize) -> bool) -> Self {
         let ids: Vec<&[u32]> = rows.iter().map(|r| r.ids.as_slice()).collect();
         let mut targets = Vec::new();
         let mut row_targets = Vec::new();
         let mut start = 0;
-        for row in rows {
-            let before = targets.len();
-            for i in (1..row.ids.len()).filter(|&i| row.trained[i]) {
+        for (place, row) in rows.iter().enumerate() {
+            let (before, whole) = (targets.len(), whole(place));
+            for i in (1..row.ids.len()).filter(|&i| whole || row.trained[i]) {
                 targets.push(Target { position: start + i - 1, id: row.ids[i], weight: 1.0 });
             }
             row_targets.push(targets.len() - before);
@@ -69,6 +74,9 @@ mod tests {
         assert_eq!(batch.targets, [Target { position: 1, id: 7, weight: 1.0 }, Target { position: 3, id: 9, weight: 1.0 }]);
         assert_eq!(batch.row_targets, [1, 1]);
         assert_eq!(batch.stream.positions, [0, 1, 2, 0, 1]);
+        let with_prompt = Batch::with_prompts(&[&first, &second], |place| place == 0);
+        assert_eq!(with_prompt.targets[0], Target { position: 0, id: 6, weight: 1.0 });
+        assert_eq!((&with_prompt.targets[1..], with_prompt.row_targets), (&batch.targets[..], vec![2, 1]));
     }
 
     #[test]

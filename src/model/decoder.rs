@@ -283,7 +283,16 @@ impl Workspace {
             + 1;
         tokens * values * size_of::<f32>()
     }
+
+    /// Bytes of a forward pass over `tokens` tokens of which nothing is kept.
+    pub fn scoring_bytes(config: &ModelConfig, adapter: &AdapterSpec, tokens: usize) -> usize {
+        let values = Saved::width(config, adapter) + 4 * config.hidden + config.intermediate + 2;
+        tokens * values * size_of::<f32>()
+    }
 }
+
+/// From the losses of all targets, the weight of each; `None` leaves them as they are.
+pub type Weigh<'a> = dyn FnMut(&[f32]) -> Option<Vec<f32>> + 'a;
 
 impl Decoder {
     /// `-log p` of each target, in their order. Forward only.
@@ -295,7 +304,7 @@ impl Decoder {
     }
 
     /// `-log p` of each target; ADDS to `grads` (laid out as the adapter's parameters) the gradient of
-    /// `sum(weight * -log p)`.
+    /// `sum(weight * -log p)`. Where weights depend on the losses, `weigh` gives them (no two targets may share a position then).
     pub fn losses_and_grads(
         &self,
         stream: &Stream,
@@ -303,12 +312,16 @@ impl Decoder {
         adapter: &Adapter,
         ws: &mut Workspace,
         grads: &mut [f32],
+        weigh: &mut Weigh,
     ) -> Vec<f32> {
         let n = stream.len();
         self.forward(stream, Some(adapter), ws, true, None);
         let mut losses = vec![0.0; targets.len()];
         ws.dhidden.resize(n * self.config.hidden, 0.0);
         cross_entropy::forward(&ws.hidden, self.weights.head(), targets, &mut losses, Some(&mut ws.dhidden));
+        if let Some(weights) = weigh(&losses) {
+            cross_entropy::weigh(&mut ws.dhidden, self.config.hidden, targets, &weights);
+        }
         // From here on the residual stream's buffer carries its gradient.
         let mut dx = std::mem::take(&mut ws.stream);
         dx.fill(0.0);

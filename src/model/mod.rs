@@ -6,6 +6,7 @@ pub mod adapter_files;
 pub mod batch;
 pub mod config;
 pub mod decoder;
+pub mod score;
 pub mod weights;
 
 pub use adapter::{Adapter, AdapterSpec, Module};

@@ -15,7 +15,7 @@ use crate::domain::{Example, Message};
 use crate::error::{Error, Result};
 use crate::export::merge::{MergeReport, MergeType, merge};
 use crate::formats::gguf::{GgmlType, Gguf, TensorInfo};
-use crate::formats::rows;
+use crate::formats::rows::{self, Wanted};
 use crate::infer::generate::{Request, generate, log_sum_exp};
 use crate::model::{Adapter, Module, Stream, Workspace, adapter_files};
 use crate::runtime::ollama::{Blob, Ollama};
@@ -319,7 +319,7 @@ pub(super) fn default_system(renderer: &Renderer) -> Result<Option<String>> {
 fn probes(renderer: &Renderer, data: Option<&Path>, base: &Base) -> Result<Vec<PromptProbe>> {
     let plain = || vec![Example { messages: vec![Message::new("user", "Hello, what can you do?")], tools: None, row: 1 }];
     let examples = match data {
-        Some(path) => rows::read(path)?.examples,
+        Some(path) => rows::read_as(path, Wanted::Prompts)?.examples,
         None => plain(),
     };
     let limit = base.default_max_length().saturating_sub(ANSWER_TOKENS);

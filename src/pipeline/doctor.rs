@@ -19,8 +19,8 @@ use crate::runtime::ollama::store::Store;
 use crate::runtime::ollama::{ModelName, Ollama, Patience};
 use crate::text::render::Renderer;
 use crate::text::template::{BUILT_IN, Template};
-use crate::train::TrainSettings;
 use crate::train::plan::{MemoryPlan, default_budget, human};
+use crate::train::{Lessons, TrainSettings};
 
 /// What to look at.
 #[derive(Clone, Debug)]
@@ -333,7 +333,7 @@ fn memory(base: &Base, request: &DoctorRequest, section: &mut Section) {
     let settings = TrainSettings::default();
     let plan = |tokens: usize| {
         let row = Tokens { ids: vec![0; tokens], trained: vec![true; tokens] };
-        MemoryPlan::new(&base.decoder, &adapter, &vec![row; settings.batch_size], &settings, budget)
+        MemoryPlan::new(&base.decoder, &adapter, &Lessons::good_work(vec![row; settings.batch_size]), &settings, budget)
     };
     let longest = base.default_max_length();
     match plan(longest) {

@@ -34,6 +34,26 @@ pub struct StepLine {
     pub tokens: usize,
     /// Of this step.
     pub seconds: f64,
+    #[serde(flatten)]
+    pub rewards: Rewards,
+}
+
+/// What a preference is worth to the model; empty for other methods. A reward is beta times the change of an answer's
+/// log-probability since training began (ORPO, which has no reference: times its mean log-probability).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Rewards {
+    /// Mean over the chosen answers, or the good ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards_chosen: Option<f64>,
+    /// Mean over the rejected answers, or the bad ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rewards_rejected: Option<f64>,
+    /// Share of pairs whose chosen answer has the larger reward, ties half (KTO: of answers on their side of the KL term).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reward_accuracy: Option<f64>,
+    /// `rewards_chosen - rewards_rejected`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margin: Option<f64>,
 }
 
 /// The held-out loss after a step (0: before the first).
@@ -41,6 +61,9 @@ pub struct StepLine {
 pub struct EvaluationLine {
     pub step: u64,
     pub eval_loss: f64,
+    /// Of the held-out examples.
+    #[serde(flatten)]
+    pub rewards: Rewards,
 }
 
 impl Line {

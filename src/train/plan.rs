@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::lessons::Lessons;
 use super::settings::TrainSettings;
-use crate::domain::Tokens;
 use crate::error::{Error, Result};
 use crate::machine;
 use crate::model::{Adapter, Decoder, Workspace};
@@ -31,12 +31,12 @@ impl MemoryPlan {
     pub fn new(
         decoder: &Decoder,
         adapter: &Adapter,
-        rows: &[Tokens],
+        lessons: &Lessons,
         settings: &TrainSettings,
         budget_bytes: usize,
     ) -> Result<Self> {
         let config = &decoder.config;
-        let mut lengths: Vec<usize> = rows.iter().map(|r| r.ids.len()).collect();
+        let mut lengths: Vec<usize> = lessons.lengths().collect();
         lengths.sort_unstable_by(|a, b| b.cmp(a));
         let packed: usize = lengths.iter().take(settings.batch_size).sum();
         let longest = lengths.first().copied().unwrap_or(0);
@@ -44,12 +44,14 @@ impl MemoryPlan {
         let dora_rows: usize = adapter.slots.iter().map(|s| s.magnitude.len()).sum();
         let adapter_bytes = adapter.params.len() * 5 * size_of::<f32>() + dora_rows * (size_of::<f64>() + 2 * size_of::<f32>());
         let base_bytes = decoder.weights.size_bytes();
+        let asides = Workspace::scoring_bytes(config, &adapter.spec, lessons.tokens_scored_beside());
         let fixed = adapter_bytes + base_bytes + FIXED_BYTES;
         let plan = |packing: bool, max_tokens: usize, kept_blocks: usize| Self {
             kept_blocks,
             packing,
             max_tokens,
-            activation_bytes: Workspace::training_bytes(config, &adapter.spec, settings.dropout > 0.0, max_tokens, kept_blocks),
+            activation_bytes: Workspace::training_bytes(config, &adapter.spec, settings.dropout > 0.0, max_tokens, kept_blocks)
+                + asides,
             adapter_bytes,
             base_bytes,
         };
@@ -65,10 +67,11 @@ impl MemoryPlan {
         let least = plan(false, longest, 0);
         Err(Error::training(
             format!(
-                "a step needs at least {} (base {}, adapter {}, activations of one row of {longest} tokens {}), the budget is {}",
+                "a step needs at least {} (base {}, adapter {}, activations of one {} of {longest} tokens {}), the budget is {}",
                 human(fixed + least.activation_bytes),
                 human(base_bytes),
                 human(adapter_bytes),
+                if lessons.method().takes_pairs() { "pair" } else { "row" },
                 human(least.activation_bytes),
                 human(budget_bytes)
             ),

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::metrics::Line;
+use super::metrics::{Line, StepLine};
 use crate::error::Result;
 use crate::formats::durable;
 
@@ -26,14 +26,24 @@ struct Curve {
 
 fn render(run: &Value, lines: &[Line]) -> String {
     let steps = || lines.iter().filter_map(|l| if let Line::Step(s) = l { Some(s) } else { None });
-    let curve = |name, class, value: fn(&super::metrics::StepLine) -> f64| Curve {
+    let curve = |name, class, value: fn(&StepLine) -> f64| Curve {
         name,
         class,
         points: steps().map(|s| (s.step as f64, value(s))).collect(),
     };
+    // A step without bad answers says nothing of them.
+    let some = |name, class, value: fn(&StepLine) -> Option<f64>| Curve {
+        name,
+        class,
+        points: steps().filter_map(|s| Some((s.step as f64, value(s)?))).collect(),
+    };
     let evaluations: Vec<(f64, f64)> = lines
         .iter()
         .filter_map(|l| if let Line::Evaluation(e) = l { Some((e.step as f64, e.eval_loss)) } else { None })
+        .collect();
+    let right: Vec<(f64, f64)> = lines
+        .iter()
+        .filter_map(|l| if let Line::Evaluation(e) = l { Some((e.step as f64, e.rewards.reward_accuracy?)) } else { None })
         .collect();
     let loss = [curve("training", "a", |s| s.loss), Curve { name: "held out", class: "b", points: evaluations.clone() }];
     let tokens: usize = steps().map(|s| s.tokens).sum();
@@ -52,9 +62,14 @@ fn render(run: &Value, lines: &[Line]) -> String {
     if run.pointer("/settings/dropout").and_then(Value::as_f64).is_some_and(|rate| rate > 0.0) {
         let _ = write!(adapter, ", dropout {}", text("/settings/dropout"));
     }
+    let right_in_steps = steps().any(|s| s.rewards.reward_accuracy.is_some());
     let mut facts = vec![
         ("base", format!("{} ({})", text("/base/name"), text("/base/weights"))),
-        ("data", format!("{} ({} rows, {} held out)", text("/data/path"), text("/data/rows"), text("/data/held_out"))),
+        ("data", format!("{} ({} examples, {} held out)", text("/data/path"), text("/data/rows"), text("/data/held_out"))),
+        (
+            "method",
+            text("/method") + &run.pointer("/beta").and_then(Value::as_f64).map_or_else(String::new, |b| format!(", beta {b}")),
+        ),
         ("template", if text("/template") == text("/base/name") { "the base's own".to_owned() } else { short("/template") }),
         ("adapter", adapter),
         ("steps", steps().count().to_string()),
@@ -66,15 +81,26 @@ fn render(run: &Value, lines: &[Line]) -> String {
     if let (Some(first), Some(best)) = (evaluations.first(), evaluations.iter().min_by(|a, b| a.1.total_cmp(&b.1))) {
         facts.push(("held-out loss", format!("{:.4} before, {:.4} at best (step {})", first.1, best.1, best.0)));
     }
+    if let (Some(first), Some(last)) = (right.first(), right.last()) {
+        facts.push(("held-out accuracy", format!("{:.2} before, {:.2} at last", first.1, last.1)));
+    }
     let rows: String = facts.iter().fold(String::new(), |mut out, (name, value)| {
         let _ = write!(out, "<tr><th>{name}</th><td>{}</td></tr>", escape(value));
         out
     });
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>retune: {title}</title><style>{STYLE}</style>\
-         <h1>{title}</h1><table>{rows}</table>{loss}{rate}{norm}<p class=\"small\">run {identity}</p></html>\n",
+         <h1>{title}</h1><table>{rows}</table>{loss}{accuracy}{rewards}{rate}{norm}<p class=\"small\">run {identity}</p></html>\n",
         title = escape(&short("/base/name")),
-        loss = chart("Loss over trained tokens", &loss),
+        loss = chart(if right_in_steps { "Loss" } else { "Loss over trained tokens" }, &loss),
+        accuracy = chart(
+            "Share of preferences that the model shares",
+            &[some("training", "a", |s| s.rewards.reward_accuracy), Curve { name: "held out", class: "b", points: right }]
+        ),
+        rewards = chart(
+            "Rewards",
+            &[some("chosen", "a", |s| s.rewards.rewards_chosen), some("rejected", "b", |s| s.rewards.rewards_rejected)]
+        ),
         rate = chart("Learning rate", &[curve("learning rate", "a", |s| s.learning_rate)]),
         norm = chart("Norm of the gradient, before clipping", &[curve("norm", "a", |s| s.grad_norm)]),
         identity = escape(&text("/identity")),
@@ -166,7 +192,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::train::metrics::{EvaluationLine, StepLine};
+    use crate::train::metrics::{EvaluationLine, Rewards};
 
     #[test]
     fn the_report_shows_the_numbers_and_no_markup_from_outside() {
@@ -180,14 +206,15 @@ mod tests {
                 trained_tokens: 10,
                 tokens: 40,
                 seconds: 0.5,
+                rewards: Rewards::default(),
             })
         };
         let lines = [
-            Line::Evaluation(EvaluationLine { step: 0, eval_loss: 3.06 }),
+            Line::Evaluation(EvaluationLine { step: 0, eval_loss: 3.06, rewards: Rewards::default() }),
             step(1, 3.0),
             step(2, f64::NAN),
             step(3, 1.25),
-            Line::Evaluation(EvaluationLine { step: 3, eval_loss: 1.5 }),
+            Line::Evaluation(EvaluationLine { step: 3, eval_loss: 1.5, rewards: Rewards::default() }),
         ];
         let html = render(&json!({"base": {"name": "<b>&x", "weights": "Q4_1"}, "data": {"path": "a\"b", "rows": 7}}), &lines);
         assert!(html.contains("&lt;b&gt;&amp;x") && !html.contains("<b>"));
@@ -195,5 +222,21 @@ mod tests {
         assert!(html.contains("3.0600 before, 1.5000 at best (step 3)"));
         assert!(html.contains("80 tokens/s"));
         assert!(!html.contains("NaN"), "a step without a finite loss leaves a gap, not a broken path");
+        assert!(!html.contains("Rewards") && !html.contains("held-out accuracy"), "good work has no preferences");
+    }
+
+    #[test]
+    fn preferences_are_shown_with_their_accuracy() {
+        let rewards = Rewards {
+            rewards_chosen: Some(0.5),
+            rewards_rejected: Some(-0.25),
+            reward_accuracy: Some(0.875),
+            margin: Some(0.75),
+        };
+        let lines = [Line::Evaluation(EvaluationLine { step: 2, eval_loss: 0.4, rewards })];
+        let read: Line = serde_json::from_str(&serde_json::to_string(&lines[0]).unwrap()).unwrap();
+        assert_eq!(read, lines[0]);
+        let html = render(&json!({"method": "dpo", "beta": 0.1}), &lines);
+        assert!(html.contains("dpo, beta 0.1") && html.contains("0.88 at last"), "{html}");
     }
 }

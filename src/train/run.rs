@@ -5,17 +5,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use super::checkpoint::{self, Best, Header};
+use super::lessons::{Evaluation, Lessons};
 use super::metrics::{EvaluationLine, Line, Metrics, StepLine};
 use super::order::Order;
 use super::plan::MemoryPlan;
 use super::settings::TrainSettings;
 use super::step::State;
-use crate::domain::Tokens;
 use crate::error::{Error, Result};
 use crate::model::{Adapter, Decoder, Workspace};
 
 /// The held-out loss of an adapter.
-pub type Evaluator<'a> = dyn Fn(&Adapter) -> Result<f64> + 'a;
+pub type Evaluator<'a> = dyn Fn(&Adapter) -> Result<Evaluation> + 'a;
 
 /// Who watches a training.
 pub trait Progress {
@@ -32,7 +32,7 @@ impl Progress for Silent {}
 /// Everything that a training needs.
 pub struct Job<'a> {
     pub decoder: &'a Decoder,
-    pub rows: &'a [Tokens],
+    pub lessons: &'a Lessons,
     pub settings: &'a TrainSettings,
     pub plan: MemoryPlan,
     /// The adapter to start from.
@@ -65,7 +65,7 @@ pub struct Outcome {
 impl Job<'_> {
     /// Trains to the end, from the folder's checkpoint where `resume` says so and there is one.
     pub fn run(self, resume: bool, progress: &mut dyn Progress) -> Result<Outcome> {
-        let total_steps = self.settings.total_steps(self.rows.len());
+        let total_steps = self.settings.total_steps(self.lessons.len());
         let params = self.start.params.len();
         let mut header = Header::new(self.identity.clone(), total_steps, self.plan.clone());
         let mut state = State::new(self.start.clone());
@@ -78,7 +78,7 @@ impl Job<'_> {
         }
         let run = Running {
             metrics: Metrics::open(self.folder, state.step)?,
-            order: Order::new(self.settings, self.rows.len()),
+            order: Order::new(self.settings, self.lessons.len()),
             // The plan of the checkpoint, not of this moment's free memory: packing decides the order of sums.
             workspace: Workspace::new(header.plan.kept_blocks),
             settings: TrainSettings { packing: header.plan.packing, ..self.settings.clone() },
@@ -112,7 +112,7 @@ struct Running<'a> {
 
 impl Running<'_> {
     fn train(mut self, progress: &mut dyn Progress) -> Result<Outcome> {
-        let steps_per_epoch = self.settings.steps_per_epoch(self.job.rows.len());
+        let steps_per_epoch = self.settings.steps_per_epoch(self.job.lessons.len());
         let eval_every = self.settings.eval_every.unwrap_or(steps_per_epoch);
         let mut failure = None;
         if self.state.step == 0 {
@@ -168,15 +168,10 @@ impl Running<'_> {
     fn step(&mut self, steps_per_epoch: u64, progress: &mut dyn Progress) -> Result<()> {
         let clock = Instant::now();
         let step = self.state.step + 1;
-        let micro_batches: Vec<Vec<&Tokens>> = self
-            .order
-            .micro_batches(step)
-            .into_iter()
-            .map(|rows| rows.into_iter().map(|r| &self.job.rows[r]).collect())
-            .collect();
-        let total = self.header.total_steps;
-        let result =
-            self.state.advance(self.job.decoder, &micro_batches, &self.settings, total, &mut self.workspace, &mut self.grads)?;
+        let micro_batches = self.order.micro_batches(step);
+        let (job, total) = (self.job, self.header.total_steps);
+        let (ws, grads) = (&mut self.workspace, &mut self.grads);
+        let result = self.state.advance(job.decoder, job.lessons, &micro_batches, &self.settings, total, ws, grads)?;
         self.last_loss = result.loss;
         let line = StepLine {
             step,
@@ -187,6 +182,7 @@ impl Running<'_> {
             trained_tokens: result.trained_tokens,
             tokens: result.tokens,
             seconds: clock.elapsed().as_secs_f64(),
+            rewards: result.rewards,
         };
         self.metrics.push(&Line::Step(line))?;
         progress.stepped(&line, total);
@@ -195,7 +191,8 @@ impl Running<'_> {
 
     fn evaluate(&mut self, progress: &mut dyn Progress) -> Result<()> {
         let Some(evaluate) = self.job.evaluate else { return Ok(()) };
-        let line = EvaluationLine { step: self.state.step, eval_loss: evaluate(&self.state.adapter)? };
+        let Evaluation { loss, rewards } = evaluate(&self.state.adapter)?;
+        let line = EvaluationLine { step: self.state.step, eval_loss: loss, rewards };
         let is_best = self.header.best.is_none_or(|best| line.eval_loss < best.eval_loss);
         if is_best {
             self.header.best = Some(Best { step: line.step, eval_loss: line.eval_loss });

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::method::Method;
 use crate::error::{Error, Result};
 
 /// How the learning rate moves after the warm-up.
@@ -21,10 +22,12 @@ pub enum Schedule {
 /// adapter end with the same bits on the same machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TrainSettings {
+    #[serde(flatten)]
+    pub method: Method,
     pub epochs: f64,
     /// Overrides epochs.
     pub max_steps: Option<u64>,
-    /// Rows of a micro-batch.
+    /// Rows of a micro-batch, or pairs.
     pub batch_size: usize,
     /// Micro-batches of a step.
     pub grad_accum: usize,
@@ -55,11 +58,12 @@ const MAX_ROWS: usize = 1 << 24;
 impl Default for TrainSettings {
     fn default() -> Self {
         Self {
+            method: Method::Sft,
             epochs: 3.0,
             max_steps: None,
             batch_size: 2,
             grad_accum: 4,
-            learning_rate: 2e-4,
+            learning_rate: Method::Sft.default_learning_rate(),
             lora_plus: 1.0,
             schedule: Schedule::Cosine,
             warmup_steps: None,
@@ -78,6 +82,7 @@ impl Default for TrainSettings {
 impl TrainSettings {
     /// Refuses values that cannot train, and says which do.
     pub fn check(&self) -> Result<()> {
+        self.method.check()?;
         let positive = |name: &str, value: f64| {
             if value.is_finite() && value > 0.0 {
                 return Ok(());

@@ -1,11 +1,13 @@
-//! One optimiser step: micro-batches summed, divided once by the trained tokens, clipped, AdamW.
+//! One optimiser step: micro-batches summed, divided once by the trained tokens (or the examples), clipped, AdamW.
 
 use retune_kernels::adamw::{AdamW, clip_global_norm, global_norm};
 
+use super::lessons::{Lessons, RewardSums};
+use super::method::Method;
+use super::metrics::Rewards;
 use super::settings::TrainSettings;
-use crate::domain::Tokens;
 use crate::error::{Error, Result};
-use crate::model::{Adapter, Batch, Decoder, Workspace};
+use crate::model::{Adapter, Decoder, Workspace};
 
 /// The state that training moves: with the step's number it decides everything that follows.
 pub struct State {
@@ -20,13 +22,14 @@ pub struct State {
 /// What a step measured.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StepResult {
-    /// Mean over the trained tokens, before the update.
+    /// Mean over the trained tokens (preferences: over the examples), before the update.
     pub loss: f64,
     pub learning_rate: f64,
     /// Before clipping.
     pub grad_norm: f64,
     pub trained_tokens: usize,
     pub tokens: usize,
+    pub rewards: Rewards,
 }
 
 impl State {
@@ -35,12 +38,14 @@ impl State {
         Self { adapter, m: vec![0.0; n], v: vec![0.0; n], step: 0 }
     }
 
-    /// Runs step `self.step + 1`. Where the loss or the gradient is not finite nothing is changed: the adapter stays the
+    /// Runs step `self.step + 1` on examples of `lessons`, a list of them a micro-batch. Where the loss or the gradient is not finite nothing is changed: the adapter stays the
     /// last good one.
+    #[expect(clippy::too_many_arguments, reason = "a step takes what a training has")]
     pub fn advance(
         &mut self,
         decoder: &Decoder,
-        micro_batches: &[Vec<&Tokens>],
+        lessons: &Lessons,
+        micro_batches: &[Vec<usize>],
         settings: &TrainSettings,
         total_steps: u64,
         ws: &mut Workspace,
@@ -49,22 +54,30 @@ impl State {
         grads.clear();
         grads.resize(self.adapter.params.len(), 0.0);
         let step = self.step + 1;
+        let together = lessons.together(&micro_batches.concat(), decoder, &self.adapter);
         let (mut loss_sum, mut trained_tokens, mut tokens, mut rows_before) = (0.0, 0, 0, 0);
-        for rows in micro_batches {
-            let streams: Vec<&[&Tokens]> = if settings.packing { vec![rows] } else { rows.chunks(1).collect() };
-            for rows in streams {
-                let mut batch = Batch::new(rows);
+        let mut rewards = RewardSums::default();
+        for examples in micro_batches {
+            let streams: Vec<&[usize]> = if settings.packing { vec![examples] } else { examples.chunks(1).collect() };
+            for examples in streams {
+                let mut batch = lessons.batch(examples);
                 batch.stream.drop_out(settings.dropout, settings.seed, step, rows_before);
-                rows_before += rows.len();
-                let losses = decoder.losses_and_grads(&batch.stream, &batch.targets, &self.adapter, ws, grads);
-                loss_sum += losses.iter().map(|&l| f64::from(l)).sum::<f64>();
+                rows_before += batch.row_targets.len();
+                let mut weigh = |losses: &[f32]| {
+                    let judgement = lessons.judge(examples, &batch, losses, &together);
+                    loss_sum += judgement.loss_sum;
+                    rewards.add(&judgement.rewards);
+                    judgement.weights
+                };
+                let losses = decoder.losses_and_grads(&batch.stream, &batch.targets, &self.adapter, ws, grads, &mut weigh);
                 trained_tokens += losses.len();
                 tokens += batch.tokens();
             }
         }
-        let loss = loss_sum / trained_tokens as f64;
-        // One division by all trained tokens of the step: a mean of means would weigh short rows too much.
-        let scale = 1.0 / trained_tokens as f32;
+        let count = if lessons.method() == Method::Sft { trained_tokens } else { together.examples };
+        let loss = loss_sum / count as f64;
+        // One division by all of the step: a mean of means would weigh short rows too much.
+        let scale = 1.0 / count as f32;
         grads.iter_mut().for_each(|g| *g *= scale);
         let grad_norm = if settings.clip > 0.0 { clip_global_norm(grads, settings.clip as f32) } else { global_norm(grads) };
         if !loss.is_finite() || !grad_norm.is_finite() {
@@ -81,7 +94,7 @@ impl State {
         let optimiser = AdamW { weight_decay: settings.weight_decay as f32, ..AdamW::default() };
         self.update(&optimiser, grads, learning_rate as f32, settings.lora_plus as f32, step);
         self.step = step;
-        Ok(StepResult { loss, learning_rate, grad_norm, trained_tokens, tokens })
+        Ok(StepResult { loss, learning_rate, grad_norm, trained_tokens, tokens, rewards: rewards.means() })
     }
 
     fn update(&mut self, optimiser: &AdamW, grads: &[f32], rate: f32, lora_plus: f32, step: u64) {

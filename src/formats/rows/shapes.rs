@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::preferences;
 use crate::domain::{Example, Message};
 
 /// What we know, for errors.
@@ -27,22 +28,27 @@ pub(super) struct Shaped {
     pub dropped_user_turn: bool,
 }
 
-type Row = Map<String, Value>;
+pub(super) type Row = Map<String, Value>;
 
 /// The conversation of a row. `None`: the row is marked as bad work.
 pub(super) fn example(row: Value) -> Result<Option<Shaped>, Problem> {
     let Value::Object(mut row) = row else { return Err(format!("expected a JSON object, found {}", kind(&row)).into()) };
-    if row.contains_key("chosen") && row.contains_key("rejected") {
+    if preferences::is_pair(&row) {
         return Err(Problem {
             message: "holds a preference (\"chosen\" and \"rejected\"), expected an example of good work".to_owned(),
-            hint: "train on preferences with --method dpo or orpo".to_owned(),
+            hint: "train on preferences with --method dpo, orpo or kto".to_owned(),
         });
     }
-    if row.get("label") == Some(&Value::Bool(false)) {
+    if preferences::LABELS.iter().any(|key| row.get(*key) == Some(&Value::Bool(false))) {
         return Ok(None);
     }
-    let mut messages = conversation(&mut row)?;
-    let system = text(&mut row, "system")?;
+    let messages = conversation(&mut row)?;
+    shaped(messages, &mut row).map(Some)
+}
+
+/// The example of a conversation, with the system text and the tools of its row.
+pub(super) fn shaped(mut messages: Vec<Message>, row: &mut Row) -> Result<Shaped, Problem> {
+    let system = text(row, "system")?;
     if !system.is_empty() && messages.first().is_none_or(|m| m.role != "system") {
         messages.insert(0, Message::new("system", system));
     }
@@ -56,11 +62,11 @@ pub(super) fn example(row: Value) -> Result<Option<Shaped>, Problem> {
         let rest = if dropped_user_turn { " (the user's turn at the end is dropped)" } else { "" };
         return Err(format!("has no assistant's turn to learn, only [{}]{rest}", roles.join(", ")).into());
     }
-    let tools = tools(&mut row)?;
-    Ok(Some(Shaped { example: Example { messages, tools, row: 0 }, dropped_user_turn }))
+    let tools = tools(row)?;
+    Ok(Shaped { example: Example { messages, tools, row: 0 }, dropped_user_turn })
 }
 
-fn conversation(row: &mut Row) -> Result<Vec<Message>, Problem> {
+pub(super) fn conversation(row: &mut Row) -> Result<Vec<Message>, Problem> {
     let has = |key: &str| row.contains_key(key);
     if has("messages") {
         messages(row, "messages")
@@ -78,8 +84,15 @@ fn conversation(row: &mut Row) -> Result<Vec<Message>, Problem> {
     }
 }
 
-/// The user's turn is `instruction`, then `input` and `context` (remembered solutions) on lines of their own.
 fn alpaca(row: &mut Row) -> Result<Vec<Message>, Problem> {
+    let mut messages = instruction(row)?;
+    messages.push(Message::new("assistant", text(row, "output")?));
+    Ok(messages)
+}
+
+/// The turns before the answer. The last user's turn is `instruction`, then `input` and `context` (remembered solutions) on
+/// lines of their own.
+pub(super) fn instruction(row: &mut Row) -> Result<Vec<Message>, Problem> {
     let mut messages = Vec::new();
     match row.remove("history").unwrap_or_default() {
         Value::Null => {}
@@ -100,7 +113,6 @@ fn alpaca(row: &mut Row) -> Result<Vec<Message>, Problem> {
     }
     asked.retain(|part| !part.is_empty());
     messages.push(Message::new("user", asked.join("\n")));
-    messages.push(Message::new("assistant", text(row, "output")?));
     Ok(messages)
 }
 
@@ -114,16 +126,21 @@ fn prompt_completion(row: &mut Row) -> Result<Vec<Message>, Problem> {
         }
         let mut part = messages(row, key)?;
         if key == "prompt" {
-            for message in part.iter_mut().filter(|m| m.role == "assistant") {
-                message.extra.entry("loss_weight").or_insert(json!(0));
-            }
+            leave_out(&mut part);
         }
         all.extend(part);
     }
     Ok(all)
 }
 
-fn messages(row: &mut Row, key: &str) -> Result<Vec<Message>, Problem> {
+/// Nothing of these turns is learnt.
+pub(super) fn leave_out(messages: &mut [Message]) {
+    for message in messages.iter_mut().filter(|m| m.role == "assistant") {
+        message.extra.insert("loss_weight".to_owned(), json!(0));
+    }
+}
+
+pub(super) fn messages(row: &mut Row, key: &str) -> Result<Vec<Message>, Problem> {
     let turns = match row.remove(key) {
         Some(Value::Array(turns)) => turns,
         other => return Err(format!("has {} as \"{key}\", expected a list of turns", kind(&other.unwrap_or_default())).into()),
@@ -133,7 +150,7 @@ fn messages(row: &mut Row, key: &str) -> Result<Vec<Message>, Problem> {
 }
 
 /// One turn: `role` and `content`, or sharegpt's `from` and `value`.
-fn message(turn: Value) -> Result<Message, String> {
+pub(super) fn message(turn: Value) -> Result<Message, String> {
     let Value::Object(mut turn) = turn else { return Err(format!("is {}, expected an object", kind(&turn))) };
     let said = ["role", "from"].iter().find_map(|key| turn.remove(*key));
     let Some(Value::String(said)) = said else { return Err("has no \"role\" (or \"from\")".to_owned()) };
@@ -253,7 +270,7 @@ fn tools(row: &mut Row) -> Result<Option<Value>, Problem> {
 }
 
 /// A field that is a string; empty where it is absent or null.
-fn text(row: &mut Row, key: &str) -> Result<String, Problem> {
+pub(super) fn text(row: &mut Row, key: &str) -> Result<String, Problem> {
     match row.remove(key) {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(text)) => Ok(text),
@@ -261,7 +278,7 @@ fn text(row: &mut Row, key: &str) -> Result<String, Problem> {
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "nothing",
         Value::Bool(_) => "a bool",

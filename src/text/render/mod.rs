@@ -86,14 +86,36 @@ impl Renderer<'_> {
         let rendering = self.template.rendering(&messages, &given, false)?;
         let (ids, ranges) = self.tokenizer.encode_with_offsets(&rendering.text, self.template.is_built_in())?;
         let trained = match &rendering.spans {
-            Some(spans) => mask::of_spans(self.tokenizer, &ids, &ranges, spans),
+            Some(spans) => mask::of_spans(self.tokenizer, &ids, &ranges, &self.learnt_spans(spans, &messages)?),
             None => {
                 self.refuse_ends_in_calls(&messages)?;
                 let turns = turns::find(self.template, &given, &messages, &rendering.text)?;
-                mask::of_turns(self.tokenizer, &ids, &ranges, &turns)?
+                mask::of_turns(self.tokenizer, &ids, &ranges, &learnt(&turns, &messages))?
             }
         };
         Ok(Rendered { text: rendering.text, tokens: Tokens { ids, trained }, ranges })
+    }
+
+    /// The spans of the turns that are learnt. Error: a turn that is not (`"loss_weight": 0`), and a template that does not
+    /// mark one span a turn.
+    fn learnt_spans(&self, spans: &[Range<usize>], messages: &[Message]) -> Result<Vec<Range<usize>>> {
+        let said: Vec<&Message> = messages.iter().filter(|m| m.role == "assistant").collect();
+        if said.iter().all(|m| m.is_learnt()) {
+            return Ok(spans.to_vec());
+        }
+        if spans.len() != said.len() {
+            return Err(Error::data(
+                format!(
+                    "{} of {} answers are not to be learnt, and the template {} marks {} spans, so that it cannot be told which",
+                    said.iter().filter(|m| !m.is_learnt()).count(),
+                    said.len(),
+                    self.template.name,
+                    spans.len()
+                ),
+                "use a template with one {% generation %} block an answer (--template FILE)",
+            ));
+        }
+        Ok(learnt(spans, messages))
     }
 
     /// The end of a turn that calls tools is the first end-of-turn token behind the tool's name, so that none may stand in
@@ -124,6 +146,12 @@ impl Renderer<'_> {
         }
         messages
     }
+}
+
+/// Of what stands for each of the assistant's turns, in order, what stands for those that are learnt.
+fn learnt<T: Clone>(of_turns: &[T], messages: &[Message]) -> Vec<T> {
+    let said = messages.iter().filter(|m| m.role == "assistant");
+    of_turns.iter().zip(said).filter(|(_, message)| message.is_learnt()).map(|(turn, _)| turn.clone()).collect()
 }
 
 /// Whether any text of a value holds `part`.
