@@ -10,7 +10,8 @@ ROWS holds messages, the last of them the right answer. An answer counts as JSON
 object, as the right tool where its "tool" is, as all exact where the whole object is; the right tool is
 named also where the text is cut or goes astray after it. --like compares
 each served answer with ours, made with --alternatives 5: they must be the same text, or part where two
-tokens are within 0.1 in log-probability, since each side sums in another order. Exit 1 where one does not.
+tokens are within 0.1 in log-probability on one of the two sides, since each sums in another order. Exit 1
+where one does not.
 """
 
 import argparse
@@ -66,6 +67,7 @@ def score(rows, answers):
 
 def ask(host, model, messages):
     body = {"model": model, "messages": messages, "stream": False, "options": {"temperature": 0, "num_predict": MAX_TOKENS}}
+    body |= {"logprobs": True, "top_logprobs": 5}
     request = urllib.request.Request(f"{host}/api/chat", json.dumps(body).encode(), {"Content-Type": "application/json"})
     try:
         with urllib.request.urlopen(request, timeout=600) as reply:
@@ -74,21 +76,28 @@ def ask(host, model, messages):
         sys.exit(f"{host} refuses a request to {model}: {error} {error.read().decode(errors='replace')}")
     except OSError as error:
         sys.exit(f"{host} does not answer: {error}; is Ollama running there?")
-    return {"text": answer["message"]["content"], "prompt_tokens": answer["prompt_eval_count"], "tokens": answer["eval_count"]}
+    # Steps as `retune generate --alternatives` has them: the token that was taken stands first.
+    steps = [[one, *(top for top in one["top_logprobs"] if top["token"] != one["token"])] for one in answer.get("logprobs") or []]
+    return {
+        "text": answer["message"]["content"],
+        "prompt_tokens": answer["prompt_eval_count"],
+        "tokens": answer["eval_count"],
+        "alternatives": [[{"text": top["token"], "logprob": top["logprob"]} for top in step] for step in steps],
+    }
 
 
-def gap(ours, served):
-    """How much more probable, in ours, the token was where the texts part than the served one; None: the
-    served one was not among our alternatives. Call it only where the texts differ."""
+def gap(mine, other):
+    """How much more probable, as one side has it, its own token was where the texts part than that of the `other` text;
+    None: that one was not among its alternatives. Call it only where the texts differ."""
     at = 0
-    for i, step in enumerate(ours["alternatives"]):
-        piece, ends = step[0]["text"], ours["ended"] and i + 1 == len(ours["ids"])
-        if not ends and served.startswith(piece, at):
+    for step in mine["alternatives"]:
+        piece = step[0]["text"]
+        if not piece.startswith("<|") and other.startswith(piece, at):
             at += len(piece)
             continue
-        rest = served[at:]
-        fits = [other for other in step[1:] if (rest.startswith(other["text"]) if rest else other["text"].startswith("<|"))]
-        best = max(fits, key=lambda other: len(other["text"]), default=None)
+        rest = other[at:]
+        fits = [one for one in step[1:] if (rest.startswith(one["text"]) if rest else one["text"].startswith("<|"))]
+        best = max(fits, key=lambda one: len(one["text"]), default=None)
         return None if best is None else step[0]["logprob"] - best["logprob"]
     return None
 
@@ -103,11 +112,12 @@ def compare(ours, served):
         elif mine["text"] == theirs["text"]:
             same += 1
         else:
-            by = gap(mine, theirs["text"])
-            if by is not None and by <= TIE_LOGPROB:
+            gaps = [gap(mine, theirs["text"]), gap(theirs, mine["text"])]
+            if min((by for by in gaps if by is not None), default=1) <= TIE_LOGPROB:
                 ties += 1
             else:
-                far = "by an unlikely token" if by is None else f"{by:.2f} in log-probability apart"
+                far = ", ".join("not among the five" if by is None else f"{by:.2f}" for by in gaps)
+                far = f"apart in log-probability (as we have it, as it is served): {far}"
                 bad.append(f"row {number}: {far}\n  ours   {mine['text']}\n  served {theirs['text']}")
     print(f"the same answers as ours: {same} of {len(ours)}; parted at a tie: {ties}; other: {len(bad)}")
     print("".join(line + "\n" for line in bad), end="")

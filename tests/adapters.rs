@@ -2,7 +2,6 @@
 
 mod common;
 #[path = "support/ollama_peer.rs"]
-#[allow(dead_code, reason = "shared with tests/deploy_ollama.rs")]
 mod ollama_peer;
 
 use std::fs;

@@ -4,7 +4,6 @@ mod common;
 #[allow(dead_code, reason = "this file uses its part")]
 #[path = "support/hub_server.rs"]
 mod hub_server;
-#[allow(dead_code, reason = "this file uses its part")]
 #[path = "support/ollama_peer.rs"]
 mod ollama_peer;
 

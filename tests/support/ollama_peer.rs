@@ -1,6 +1,5 @@
 //! Real Ollamas for tests, as scripts/peers installs them; each test gets a server with a store of its own.
 #![allow(dead_code, reason = "each test file uses its part")]
-#![allow(dead_code, reason = "each test file uses its part")]
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
