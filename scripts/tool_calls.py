@@ -86,19 +86,21 @@ def ask(host, model, messages):
     }
 
 
-def gap(mine, other):
-    """How much more probable, as one side has it, its own token was where the texts part than that of the `other` text;
-    None: that one was not among its alternatives. Call it only where the texts differ."""
-    at = 0
-    for step in mine["alternatives"]:
-        piece = step[0]["text"]
-        if not piece.startswith("<|") and other.startswith(piece, at):
-            at += len(piece)
-            continue
-        rest = other[at:]
-        fits = [one for one in step[1:] if (rest.startswith(one["text"]) if rest else one["text"].startswith("<|"))]
-        best = max(fits, key=lambda one: len(one["text"]), default=None)
-        return None if best is None else step[0]["logprob"] - best["logprob"]
+def token_of(steps, at):
+    """The token taken at a step; the end, which one side lists and the other does not, is always "<|"."""
+    text = steps[at][0]["text"] if at < len(steps) else "<|"
+    return "<|" if text.startswith("<|") else text
+
+
+def gap(mine, theirs):
+    """How much more probable, as `mine` has it, its own token was than the one of `theirs` at the first step where they
+    part; None: that one was not among its alternatives. Call it only where the texts differ."""
+    mine, theirs = mine["alternatives"], theirs["alternatives"]
+    for at, step in enumerate(mine):
+        wanted = token_of(theirs, at)
+        if token_of(mine, at) != wanted:
+            found = [one["logprob"] for one in step[1:] if one["text"] == wanted or wanted == one["text"][:2] == "<|"]
+            return step[0]["logprob"] - found[0] if found else None
     return None
 
 
@@ -112,7 +114,7 @@ def compare(ours, served):
         elif mine["text"] == theirs["text"]:
             same += 1
         else:
-            gaps = [gap(mine, theirs["text"]), gap(theirs, mine["text"])]
+            gaps = [gap(mine, theirs), gap(theirs, mine)]
             if min((by for by in gaps if by is not None), default=1) <= TIE_LOGPROB:
                 ties += 1
             else:

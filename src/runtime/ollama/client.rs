@@ -55,15 +55,17 @@ impl Ollama {
         version.map(str::to_owned).ok_or_else(|| self.http.garbage(what, &answer.to_string()))
     }
 
-    /// Every model that is there.
+    /// Every model that is there, by name: Ollama's own order is by time and changes between two calls where that is equal.
     pub fn tags(&self) -> Result<Vec<Tag>> {
         let what = "list its models";
         let answer = self.get(what, "/api/tags")?;
-        match answer.get("models") {
-            Some(Value::Null) => Ok(Vec::new()),
-            Some(models) => serde_json::from_value(models.clone()).map_err(|_| self.http.garbage(what, &answer.to_string())),
-            None => Err(self.http.garbage(what, &answer.to_string())),
-        }
+        let mut tags: Vec<Tag> = match answer.get("models") {
+            Some(Value::Null) => Vec::new(),
+            Some(models) => serde_json::from_value(models.clone()).map_err(|_| self.http.garbage(what, &answer.to_string()))?,
+            None => return Err(self.http.garbage(what, &answer.to_string())),
+        };
+        tags.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(tags)
     }
 
     /// The model of that name among the tags; case does not matter.
