@@ -410,6 +410,61 @@ fn llama_cpp_reads_stories260k_as_it_reads_the_file_that_others_made() {
     assert!((ours / theirs - 1.0).abs() < 1e-4, "{ours} {theirs}");
 }
 
+/// What was trained on Q8_0, which llama.cpp multiplies with activations in 8 bits, is served beside a base in f16, too.
+#[test]
+fn an_adapter_is_served_on_its_base_in_the_type_that_is_asked_for() {
+    let scratch = tempfile::tempdir().unwrap();
+    let Some((folder, _)) = case("stories260K", scratch.path()) else { return };
+    let Some(peer) = ollama_peer::Peer::start(ollama_peer::Kind::Adapter) else { return };
+    let (rows, out, base) =
+        (scratch.path().join("rows.jsonl"), scratch.path().join("run"), scratch.path().join("stories-q8_0.gguf"));
+    // Longer than what deploy compares: where 8 bits say the end, stories260K has 200 tokens that are as probable.
+    let story = "Lily had a big red ball and a cat. The cat saw the ball roll down the hill and ran after it all day.";
+    fs::write(&rows, format!("{}\n", json!({"instruction": "Tell me of Lily.", "output": story})).repeat(8)).unwrap();
+    let quantized = convert(&folder, &base, "q8_0");
+    let train = ["train", "--template", "alpaca", "--rank", "4", "--max-steps", "20", "--batch-size", "4", "--grad-accum", "1"];
+    let more = ["--learning-rate", "1e-2", "--base", text(&base), "--data", text(&rows), "--out", text(&out)];
+    retune_ok(&[&train[..], &more].concat());
+    let root = scratch.path().join("root");
+    let deploy = |role: &str, more: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_retune"))
+            .args(["deploy", "--json", "--adapter", text(&out), "--root", text(&root), "--mode", "adapter", "--role", role])
+            .args(more)
+            .env("OLLAMA_HOST", &peer.host)
+            .env("OLLAMA_MODELS", peer.models())
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{role}: {said}");
+        let told: Json = serde_json::from_slice(&output.stdout).unwrap();
+        println!("{role}: log-probabilities {} apart, the adapter {}", told["max_logprob_difference"], told["adapter_effect"]);
+        assert_eq!((&told["mode"], &told["same"]), (&json!("adapter"), &json!(true)), "{role}: {told}");
+        (told["max_logprob_difference"].as_f64().unwrap(), said)
+    };
+    let (as_it_is, said) = deploy("kept", &[]);
+    assert!(!said.contains("is stored in") && !root.join(".agent/bases").exists(), "{said}");
+    let (in_f16, said) = deploy("f16", &["--type", "f16"]);
+    assert!(said.contains("the base is stored in f16"), "{said}");
+    assert!(in_f16 < 0.01, "{in_f16} in f16, {as_it_is} as it is");
+
+    // Made once; the matrices of the blocks are in f16, all else as it was.
+    let (again, said) = deploy("again", &["--type", "f16"]);
+    assert!(again == in_f16 && !said.contains("is stored in"), "{again}: {said}");
+    let [kept] = files(&root.join(".agent/bases")).try_into().unwrap();
+    let modelfile = |role: &str| fs::read_to_string(root.join(".agent").join(format!("Modelfile.{role}"))).unwrap();
+    says(&modelfile("f16"), &[&format!("/{kept}\n"), "ADAPTER "]);
+    says(&modelfile("kept"), &["/stories-q8_0.gguf\n", "ADAPTER "]);
+    let kept = Gguf::open(&root.join(".agent/bases").join(kept)).unwrap();
+    for (before, after) in quantized.tensors.iter().zip(&kept.tensors) {
+        assert_eq!((&before.name, &before.shape), (&after.name, &after.shape));
+        if before.name.starts_with("blk.") && before.shape.len() == 2 {
+            assert_eq!(after.ggml_type, GgmlType::F16, "{}", after.name);
+        } else {
+            assert_eq!((before.ggml_type, quantized.data(before)), (after.ggml_type, kept.data(after)), "{}", after.name);
+        }
+    }
+}
+
 /// From a folder to a model that Ollama serves; `deploy` itself compares prompts and log-probabilities.
 #[test]
 fn an_adapter_of_a_folder_is_deployed_to_both_ollamas() {

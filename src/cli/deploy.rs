@@ -40,7 +40,7 @@ pub struct Args {
     /// adapter: base and adapter apart; merged: one file; auto: as this Ollama can
     #[arg(long, value_enum, default_value = "auto")]
     mode: ModeArg,
-    /// How merged weights are stored [default: as they were; q8_0 where that has fewer bits, f16 for bf16 and for a Hugging Face folder]
+    /// How the matrices are stored, merged or beside an adapter [default: as they were; merged q8_0 where that has fewer bits, f16 for bf16 and for a Hugging Face folder]
     #[arg(long = "type", value_name = "TYPE")]
     merge_type: Option<String>,
     /// The folder that holds .agent

@@ -116,6 +116,20 @@ pub fn merge(base: &Gguf, pairs: &[GgufPair], scale: f32, merge_type: MergeType,
     Ok(report.into_inner())
 }
 
+/// Writes `base` with every matrix of its blocks stored as `merge_type`, and nothing added: what an adapter can be put on where the
+/// base's own type makes its server round activations to 8 bits. All else is the same to the byte, as for [`merge`].
+pub fn store_as(base: &Gguf, merge_type: MergeType, out: &Path) -> Result<MergeReport> {
+    let nothing = |info: &TensorInfo| match *info.shape.as_slice() {
+        [rows, cols] if info.name.starts_with("blk.") => {
+            let (tensor, a, b) = (info.name.clone(), vec![0.0; cols], vec![0.0; rows]);
+            Some(GgufPair { tensor, rank: 1, a, b, magnitude: None })
+        }
+        _ => None,
+    };
+    let pairs: Vec<GgufPair> = base.tensors.iter().filter_map(nothing).collect();
+    merge(base, &pairs, 1.0, merge_type, out)
+}
+
 /// What does not fit between a pair and the base.
 fn mismatch(base: &Gguf, pair: &GgufPair) -> Option<String> {
     let GgufPair { tensor, rank, a, b, magnitude } = pair;

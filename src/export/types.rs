@@ -1,5 +1,6 @@
 //! How merged and converted weights are stored.
 
+use std::fmt;
 use std::str::FromStr;
 
 use retune_kernels::DType;
@@ -39,6 +40,19 @@ const NAMES: [(&str, GgmlType); 13] = [
     ("q4_1", GgmlType::Q4_1),
     ("q4_0", GgmlType::Q4_0),
 ];
+
+impl fmt::Display for MergeType {
+    /// As `--type` takes it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keep => f.write_str("keep"),
+            Self::To(dtype) => match NAMES.iter().find(|(_, known)| known.dtype() == Some(*dtype)) {
+                Some((name, _)) => f.write_str(name),
+                None => write!(f, "{dtype:?}"),
+            },
+        }
+    }
+}
 
 impl FromStr for MergeType {
     type Err = Error;
@@ -144,7 +158,8 @@ mod tests {
         assert_eq!("Keep".parse::<MergeType>().unwrap(), MergeType::Keep);
         assert_eq!("bf16".parse::<MergeType>().unwrap(), MergeType::To(DType::BF16));
         for (name, ggml_type) in NAMES {
-            assert_eq!(name.to_uppercase().parse::<MergeType>().unwrap().of(GgmlType(99)), Some(ggml_type));
+            let asked = name.to_uppercase().parse::<MergeType>().unwrap();
+            assert_eq!((asked.of(GgmlType(99)), asked.to_string().as_str()), (Some(ggml_type), name));
         }
         let error = "q9".parse::<MergeType>().unwrap_err();
         assert_eq!((error.to_string().as_str(), error.exit_code()), ("--type q9 is not known", 2));

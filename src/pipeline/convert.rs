@@ -1,4 +1,4 @@
-//! A base that is a folder, as the GGUF file that is merged into and served: converted once, then found again.
+//! The base as the GGUF file that is merged into and served: what has to be converted is converted once, then found again.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::base::{Base, Origin, hub_snapshot};
 use crate::error::{Error, Result};
 use crate::export::convert::{ConvertType, convert, type_name};
+use crate::export::merge::{MergeType, store_as};
 use crate::formats::gguf::Gguf;
 use crate::runtime::hub::Event;
 
@@ -47,9 +48,7 @@ pub fn as_gguf(base: &Base, convert_type: ConvertType, keep_in: &Path, note: &mu
         Origin::Folder(folder) => folder,
         Origin::Gguf(gguf) | Origin::BuiltIn(gguf) | Origin::Ollama { gguf, .. } => return Ok(Arc::clone(gguf)),
     };
-    let digest = base.digest()?;
-    let short: String = digest.trim_start_matches("sha256:").chars().take(16).collect();
-    let path = keep_in.join(format!("base-{short}-{}-{MAKE}.gguf", type_name(folder, convert_type)?));
+    let path = keep_in.join(format!("base-{}-{}-{MAKE}.gguf", short_digest(base)?, type_name(folder, convert_type)?));
     if !path.is_file() {
         std::fs::create_dir_all(keep_in).map_err(Error::io("create", keep_in))?;
         let name = base.hub_id.clone().map_or_else(|| folder_name(folder), Ok)?;
@@ -63,4 +62,39 @@ pub fn as_gguf(base: &Base, convert_type: ConvertType, keep_in: &Path, note: &mu
         report.notes.iter().for_each(|n| note(n));
     }
     Ok(Arc::new(Gguf::open(&path)?))
+}
+
+/// `gguf`, the base's file, with the matrices of its blocks in the type asked for: itself where they are in it, or where `keep` is asked
+/// for; else the one that is kept in `keep_in`, made where it is not there yet. `note` is told what is made.
+pub fn stored_as(
+    base: &Base,
+    gguf: &Arc<Gguf>,
+    merge_type: MergeType,
+    keep_in: &Path,
+    note: &mut dyn FnMut(&str),
+) -> Result<Arc<Gguf>> {
+    let asked = match merge_type {
+        MergeType::Keep => return Ok(Arc::clone(gguf)),
+        MergeType::To(dtype) => dtype,
+    };
+    let matrices = gguf.tensors.iter().filter(|t| t.name.starts_with("blk.") && t.shape.len() == 2);
+    if matrices.into_iter().all(|t| t.ggml_type.dtype() == Some(asked)) {
+        return Ok(Arc::clone(gguf));
+    }
+    let name = merge_type.to_string();
+    let path = keep_in.join(format!("base-{}-stored-{name}-{MAKE}.gguf", short_digest(base)?));
+    if !path.is_file() {
+        std::fs::create_dir_all(keep_in).map_err(Error::io("create", keep_in))?;
+        let report = store_as(gguf, merge_type, &path)?;
+        note(&format!(
+            "the base is stored in {name} for the adapter to be put on, and kept for the next time: {}",
+            path.display()
+        ));
+        report.notes().iter().for_each(|n| note(n));
+    }
+    Ok(Arc::new(Gguf::open(&path)?))
+}
+
+fn short_digest(base: &Base) -> Result<String> {
+    Ok(base.digest()?.trim_start_matches("sha256:").chars().take(16).collect())
 }

@@ -1,12 +1,13 @@
 //! From an adapter to a model that Ollama serves, prompted as it was trained and proven to be what was trained.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use retune_kernels::DType;
 use serde::Serialize;
 
 use super::RUN_FILE;
-use super::convert::as_gguf;
+use super::convert::{as_gguf, stored_as};
 use crate::base::{Base, Origin};
 use crate::deploy::{
     self, Deployment, From, ModelSpec, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Registered, Remedies, Settlement,
@@ -43,7 +44,8 @@ pub struct DeployRequest {
     pub prefix: String,
     pub role: String,
     pub mode: Mode,
-    /// `None`: as the base has it, or f16 or q8_0 where that is too coarse for a small change.
+    /// How the matrices are stored: merged ones, or those of the base that an adapter is put on. `None`: the base as it is; merged
+    /// ones as the base has them, or f16 or q8_0 where that is too coarse for a small change.
     pub merge_type: Option<MergeType>,
     /// The folder that holds `.agent`.
     pub root: PathBuf,
@@ -156,7 +158,8 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
     };
 
     let merge_type = request.merge_type.unwrap_or_else(|| fine_enough(base));
-    let gguf = as_gguf(base, merge_type.of_base(), &request.root.join(".agent/bases"), note)?;
+    let bases = request.root.join(".agent/bases");
+    let gguf = as_gguf(base, merge_type.of_base(), &bases, note)?;
     let ollama = Ollama::from_env()?;
     let version = ollama.version();
     if adapter.spec.dora && request.mode == Mode::Adapter {
@@ -193,7 +196,11 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         }
     };
     let (spec, merged, mode, tolerance) = match as_adapter {
-        Some((from, blob)) => (spec_of(from, Some(blob)), None, Mode::Adapter, tolerance(&gguf)),
+        Some((from, blob)) => {
+            let stored = stored_as(base, &gguf, request.merge_type.unwrap_or(MergeType::Keep), &bases, note)?;
+            let from = if Arc::ptr_eq(&stored, &gguf) { from } else { From::File(Blob::of(&stored.path)?) };
+            (spec_of(from, Some(blob)), None, Mode::Adapter, tolerance(&stored))
+        }
         None => {
             let out = folder_of(&request.adapter).join("merged.gguf");
             let report =
@@ -240,7 +247,7 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         return Err(Error::server(
             format!("{} is registered, but does not answer as it was trained: {why}", registered.name),
             format!(
-                "the alias was not moved, what served before still serves; try --mode merged --type f16, or look at {}",
+                "the alias was not moved, what served before still serves; try --type f16, or look at {}",
                 modelfile.display()
             ),
         ));
