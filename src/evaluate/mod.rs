@@ -1,0 +1,4 @@
+//! Candidate against champion on the same frozen items: what each item says, how sure that is, and the verdict.
+
+pub mod statistics;
+pub mod verifier;

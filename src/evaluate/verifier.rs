@@ -1,0 +1,1 @@
+//! A user's command as the judge of an answer, confined.

@@ -1,0 +1,1 @@
+//! What happened, in one SQLite file: the only room that speaks SQL.
