@@ -1,5 +1,6 @@
 //! From a base and rows to an adapter in its folder: the stages in their order.
 
+pub mod champion;
 pub mod convert;
 mod dataset;
 pub mod deploy;
