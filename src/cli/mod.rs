@@ -15,6 +15,7 @@ mod generate;
 mod loss;
 mod merge;
 mod progress;
+mod promote;
 mod render;
 mod tokenize;
 mod train;
@@ -49,6 +50,9 @@ enum Command {
     Convert(convert::Args),
     Merge(merge::Args),
     Deploy(deploy::Args),
+    Promote(promote::Args),
+    Rollback(promote::RollbackArgs),
+    History(promote::HistoryArgs),
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
@@ -75,6 +79,9 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => convert::run(args).map(|()| Ended::Done),
         Command::Merge(args) => merge::run(args).map(|()| Ended::Done),
         Command::Deploy(args) => deploy::run(args),
+        Command::Promote(args) => promote::run(args).map(|()| Ended::Done),
+        Command::Rollback(args) => promote::run_rollback(args).map(|()| Ended::Done),
+        Command::History(args) => promote::run_history(args).map(|()| Ended::Done),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
         Command::Doctor(args) => doctor::run(args),

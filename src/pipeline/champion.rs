@@ -43,7 +43,7 @@ impl<'a> Champion<'a> {
     pub fn open(ollama: &'a Ollama, root: &Path, prefix: &str, role: &str, note: &mut dyn FnMut(&str)) -> Result<Self> {
         let alias = deploy::alias_name(prefix, role)?;
         let store = Store::open(root)?;
-        let lock = lock(&root.join(".agent/alias.lock"), note)?;
+        let lock = hold(&root.join(".agent/alias.lock"), "another retune is moving an alias: waiting for it", note)?;
         let mut champion = Self { ollama, store, alias, server: ollama.address().to_string(), _lock: lock };
         champion.settle(note)?;
         Ok(champion)
@@ -173,7 +173,7 @@ impl<'a> Champion<'a> {
             kind: MoveKind::Outside,
             from: last.map(|m| (m.to_name.as_str(), m.to_digest.as_str())),
             to: (&name, &now),
-            reason: "found so: it was not moved by this store",
+            reason: "found so, moved by another hand",
         })
     }
 
@@ -241,10 +241,14 @@ fn line(moves: &[AliasMove]) -> Vec<Named> {
     line
 }
 
-fn lock(path: &Path, note: &mut dyn FnMut(&str)) -> Result<std::fs::File> {
+/// Takes a lock file until it is closed. Where another process has it, `note` is told `busy`, and it is waited for.
+pub(super) fn hold(path: &Path, busy: &str, note: &mut dyn FnMut(&str)) -> Result<std::fs::File> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    }
     let file = std::fs::File::create(path).map_err(Error::io("create", path))?;
     if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
-        note("another retune is moving an alias: waiting for it");
+        note(busy);
         // A file system without locks is no reason not to go on.
         let _ = file.lock();
     }
