@@ -5,6 +5,7 @@ pub mod convert;
 mod dataset;
 pub mod deploy;
 pub mod doctor;
+pub mod evaluate;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -297,6 +298,11 @@ impl RunFolder {
             _ => Ok(()),
         }
     }
+}
+
+/// Of what an adapter is: its settings and its numbers.
+fn adapter_digest(adapter: &Adapter) -> String {
+    digest_of(&json!({"spec": adapter.spec, "params": digest_bytes(bytemuck::cast_slice(&adapter.params))}))
 }
 
 fn digest_bytes(bytes: &[u8]) -> String {

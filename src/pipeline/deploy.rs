@@ -287,9 +287,7 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         },
         &NewAdapter {
             role: &request.role,
-            digest: &super::digest_of(
-                &json!({"spec": adapter.spec, "params": super::digest_bytes(bytemuck::cast_slice(&adapter.params))}),
-            ),
+            digest: &super::adapter_digest(&adapter),
             path: &std::path::absolute(&request.adapter).map_err(Error::io("find", &request.adapter))?.to_string_lossy(),
             base_name: &base.name,
             base_digest: &base.digest()?,

@@ -36,6 +36,7 @@ pub struct Deployment {
     pub recipe: Value,
     /// Where its adapter lies.
     pub adapter_path: String,
+    pub adapter_digest: String,
     /// RFC 3339, UTC.
     pub recorded_at: String,
 }
@@ -47,7 +48,7 @@ impl Deployment {
     }
 }
 
-const COLUMNS: &str = "d.id, d.model, d.version, d.digest, d.mode, d.size_bytes, d.recipe, a.path, d.recorded_at
+const COLUMNS: &str = "d.id, d.model, d.version, d.digest, d.mode, d.size_bytes, d.recipe, a.path, a.digest, d.recorded_at
     FROM deployments d JOIN adapters a ON a.id = d.adapter_id";
 
 fn read(row: &Row) -> rusqlite::Result<Deployment> {
@@ -60,7 +61,8 @@ fn read(row: &Row) -> rusqlite::Result<Deployment> {
         size_bytes: row.get(5)?,
         recipe: row.get(6)?,
         adapter_path: row.get(7)?,
-        recorded_at: row.get(8)?,
+        adapter_digest: row.get(8)?,
+        recorded_at: row.get(9)?,
     })
 }
 

@@ -6,6 +6,7 @@
 mod adapters;
 mod aliases;
 mod deployments;
+mod evaluations;
 mod migrations;
 
 use std::fs::OpenOptions;
@@ -18,6 +19,7 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 pub use adapters::NewAdapter;
 pub use aliases::{AliasMove, End, MoveKind, NewMove};
 pub use deployments::{Deployment, NewDeployment};
+pub use evaluations::{Evaluation, NewEvaluation};
 
 use crate::error::{Error, Result};
 use crate::fault;
