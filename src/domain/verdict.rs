@@ -424,7 +424,8 @@ impl fmt::Display for Estimate {
                 self.champion * items
             )?,
         }
-        write!(f, ": {}", self.measure.with_unit(self.point))?;
+        let gain = if self.measure == Primary::Loss { "gain " } else { "" };
+        write!(f, ": {gain}{}", self.measure.with_unit(self.point))?;
         match &self.interval {
             Some(interval) => write!(
                 f,

@@ -64,7 +64,7 @@ fn numbers_have_their_unit_and_no_minus_zero() {
     );
     assert_eq!(
         estimate(Primary::Loss, -0.21, -0.3, 0.0).to_string(),
-        "loss 0.610 where the champion has 0.400: -0.210 nats a token (95% interval -0.300 to 0.000)"
+        "loss 0.610 where the champion has 0.400: gain -0.210 nats a token (95% interval -0.300 to 0.000)"
     );
     let bare = Estimate { interval: None, groups: 1, ..estimate(Primary::Exact, 0.21, 0.0, 0.0) };
     assert_eq!(bare.to_string(), "61 of 100 right where the champion has 40: +21.0 points (no interval from 1 group)");
