@@ -56,6 +56,9 @@ enum Command {
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
+    /// Holds a verifier's command for one item; retune starts this itself
+    #[command(name = "__confine", hide = true)]
+    Confine,
 }
 
 /// How a command ended that did not fail.
@@ -85,6 +88,7 @@ pub fn main() -> ExitCode {
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
         Command::Doctor(args) => doctor::run(args),
+        Command::Confine => return ExitCode::from(crate::evaluate::verifier::keeper::main()),
     };
     match result {
         Ok(Ended::Done) => ExitCode::SUCCESS,
