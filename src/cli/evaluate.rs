@@ -1,7 +1,6 @@
 //! `retune evaluate`: is a new adapter better than what serves?
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use serde_json::json;
 
@@ -81,7 +80,7 @@ enum ConfinementArg {
     Limits,
 }
 
-pub fn run(args: &Args, stop: &AtomicBool) -> Result<()> {
+pub fn run(args: &Args) -> Result<()> {
     let base = args.base.open(args.json)?;
     let template = args.base.template(&base)?;
     let verifier = args.verifier.as_ref().map(|command| {
@@ -111,9 +110,9 @@ pub fn run(args: &Args, stop: &AtomicBool) -> Result<()> {
         root: args.root.clone(),
         report: args.report.clone(),
     };
+    let stop = super::stop_on_interrupt();
     let bar = super::progress::Line::new(args.json);
-    let evaluated =
-        evaluate(&base, &template, &request, stop, &mut |text| eprintln!("note: {text}"), &mut |text| bar.say(text))?;
+    let evaluated = evaluate(&base, &template, &request, stop, &mut |text| eprintln!("note: {text}"), &mut |text| bar.say(text))?;
     bar.clear();
     let judgement = &evaluated.judgement;
     if args.json {

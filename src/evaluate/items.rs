@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
@@ -17,6 +18,9 @@ use crate::text::render::Renderer;
 
 /// Fields of a row that name its group where the user names none.
 const GROUP_FIELDS: [&str; 3] = ["group", "task_id", "task"];
+
+/// Items that are answered side by side, and then counted.
+const AT_ONCE: usize = 32;
 
 /// One item.
 #[derive(Clone, Debug)]
@@ -100,10 +104,17 @@ impl Items {
 
     /// What a side makes of every item, in process: the loss of the expected answer, and (where `max_tokens` is not 0) its own greedy
     /// answer. `Answer::verified` is for others to fill. `note` hears how many are answered.
-    pub fn run(&self, base: &Base, adapter: Option<&Adapter>, max_tokens: usize, note: &mut dyn FnMut(usize)) -> Result<Vec<ItemResult>> {
+    pub fn run(
+        &self,
+        base: &Base,
+        adapter: Option<&Adapter>,
+        max_tokens: usize,
+        stop: &AtomicBool,
+        note: &mut dyn FnMut(usize),
+    ) -> Result<Vec<ItemResult>> {
         let tokens: Vec<Tokens> = self.items.iter().map(|item| item.tokens.clone()).collect();
         let losses = score::row_losses(&base.decoder, &tokens, adapter);
-        let answers = if max_tokens == 0 { Vec::new() } else { self.answers(base, adapter, max_tokens, note)? };
+        let answers = if max_tokens == 0 { Vec::new() } else { self.answers(base, adapter, max_tokens, stop, note)? };
         let mut answers = answers.into_iter();
         let results = self.items.iter().zip(&losses).map(|(item, loss)| ItemResult {
             item: item.id.clone(),
@@ -115,16 +126,24 @@ impl Items {
         Ok(results.collect())
     }
 
-    fn answers(&self, base: &Base, adapter: Option<&Adapter>, max_tokens: usize, note: &mut dyn FnMut(usize)) -> Result<Vec<Answer>> {
+    fn answers(
+        &self,
+        base: &Base,
+        adapter: Option<&Adapter>,
+        max_tokens: usize,
+        stop: &AtomicBool,
+        note: &mut dyn FnMut(usize),
+    ) -> Result<Vec<Answer>> {
         let prompts: Vec<Vec<u32>> = self.items.iter().map(|item| item.prompt.clone()).collect();
         let request = Request { max_tokens, end_ids: base.tokenizer.end_ids(), ..Request::default() };
-        let mut ended = 0;
-        let answers = generate(&base.decoder, &prompts, adapter, &request, |_, step| {
-            if request.end_ids.contains(&step.id) {
-                ended += 1;
-                note(ended);
+        let mut answers = Vec::with_capacity(prompts.len());
+        for some in prompts.chunks(AT_ONCE) {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted { message: "nothing was recorded".to_owned() });
             }
-        });
+            note(answers.len());
+            answers.append(&mut generate(&base.decoder, some, adapter, &request, |_, _| ()));
+        }
         let judged = self.items.iter().zip(&answers).map(|(item, answer)| {
             let text = base.tokenizer.decode(&answer.ids(), true)?;
             // An answer without an end goes on where it is served.
@@ -146,7 +165,11 @@ fn item(renderer: &Renderer, example: &Example, source: Value, group_by: Option<
     let asked = before.iter().rfind(|m| m.role == "user").map(|m| m.content.clone()).unwrap_or_default();
     let group = match group_by {
         Some(field) => named_group(&source, field).ok_or_else(|| {
-            Error::file(path, format!("row {} has no text or number \"{field}\"", example.row), "give --group-by a field that every row has")
+            Error::file(
+                path,
+                format!("row {} has no text or number \"{field}\"", example.row),
+                "give --group-by a field that every row has",
+            )
         })?,
         None => GROUP_FIELDS
             .iter()

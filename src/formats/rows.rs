@@ -90,7 +90,9 @@ pub fn read_as(path: &Path, wanted: Wanted) -> Result<Rows> {
 /// Every row as it stands in the file; row N is the N-1st.
 pub fn values(path: &Path) -> Result<Vec<Value>> {
     let bytes = super::map_file(path)?;
-    Scanner::new(&bytes).map(|row| row.map(|scanned| scanned.value).map_err(|(line, problem)| no_row(path, line, &problem))).collect()
+    Scanner::new(&bytes)
+        .map(|row| row.map(|scanned| scanned.value).map_err(|(line, problem)| no_row(path, line, &problem)))
+        .collect()
 }
 
 fn no_row(path: &Path, line: usize, problem: &str) -> Error {

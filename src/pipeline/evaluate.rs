@@ -111,7 +111,7 @@ pub fn evaluate(
     let mut compare = |items: &Items, verifier: Option<&Verifier>| -> Result<Comparison> {
         let mut run = |who: &str, player: &Player| -> Result<Vec<ItemResult>> {
             let all = items.items.len();
-            let mut results = items.run(base, player.adapter.as_ref(), request.max_tokens, &mut |done| {
+            let mut results = items.run(base, player.adapter.as_ref(), request.max_tokens, stop, &mut |done| {
                 progress(&format!("the {who} answers: {done} of {all}"));
             })?;
             if let Some(verifier) = verifier.filter(|_| request.max_tokens > 0) {
@@ -121,9 +121,6 @@ pub fn evaluate(
             Ok(results)
         };
         let results = (run("candidate", &candidate)?, run("champion", &champion)?);
-        if stop.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(Error::Interrupted { message: "nothing was recorded".to_owned() });
-        }
         Comparison::pair(results.0, results.1).map_err(|unpaired| Error::data(unpaired.to_string(), "report this"))
     };
     let comparison = compare(&work, request.verifier.as_ref())?;
@@ -132,13 +129,13 @@ pub fn evaluate(
         .map(|(name, items)| Ok(Suite { name: name.clone(), comparison: compare(items, None)? }))
         .collect::<Result<Vec<_>>>()?;
 
-    let evidence =
-        Evidence { work: &comparison, suites: &suites, candidate: Served::default(), champion: Served::default() };
+    let evidence = Evidence { work: &comparison, suites: &suites, candidate: Served::default(), champion: Served::default() };
     let judgement = judge(&evidence, Primary::of(&comparison), &request.rules)?;
     let comparisons: Vec<(&str, &Comparison)> =
         std::iter::once(("", &comparison)).chain(suites.iter().map(|s| (s.name.as_str(), &s.comparison))).collect();
     let seconds = clock.elapsed().as_secs_f64();
-    let as_json = serde_json::to_value(&judgement).map_err(|e| Error::data(format!("the verdict is no JSON: {e}"), "report this"))?;
+    let as_json =
+        serde_json::to_value(&judgement).map_err(|e| Error::data(format!("the verdict is no JSON: {e}"), "report this"))?;
     let id = store.record_evaluation(&NewEvaluation {
         role: &request.role,
         base_name: &base.name,
@@ -162,9 +159,8 @@ pub fn evaluate(
     if let Some(folder) = report.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
-    let shown = work.items.iter().map(|item| {
-        (item.id.clone(), Shown { request: item.asked.clone(), expected: item.expected.clone() })
-    });
+    let shown =
+        work.items.iter().map(|item| (item.id.clone(), Shown { request: item.asked.clone(), expected: item.expected.clone() }));
     let page = Report {
         candidate: &candidate.name,
         champion: &champion.name,

@@ -89,7 +89,8 @@ impl Store {
             )?;
             for (suite, comparison) in new.comparisons {
                 for pair in comparison.pairs() {
-                    let side = |result| serde_json::to_value(result).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()));
+                    let side =
+                        |result| serde_json::to_value(result).map_err(|e| rusqlite::Error::ToSqlConversionFailure(e.into()));
                     let (candidate, champion) = (side(pair.candidate())?, side(pair.champion())?);
                     insert.execute(params![id, suite, pair.item(), pair.group(), candidate, champion])?;
                 }
@@ -100,7 +101,8 @@ impl Store {
 
     /// The newest evaluation of a candidate.
     pub fn last_evaluation(&self, role: &str, candidate_digest: &str) -> Result<Option<Evaluation>> {
-        let sql = "SELECT id, candidate, champion, champion_digest, items_digest, verdict, judgement, recorded_at FROM evaluations
+        let sql =
+            "SELECT id, candidate, champion, champion_digest, items_digest, verdict, judgement, recorded_at FROM evaluations
             WHERE role = ?1 AND candidate_digest = ?2 ORDER BY id DESC LIMIT 1";
         self.read(|db| db.query_row(sql, [role, candidate_digest], read).optional())
     }

@@ -40,7 +40,9 @@ pub fn send_all(socket: RawFd, mut bytes: &[u8]) -> io::Result<()> {
     {
         let on: libc::c_int = 1;
         // SAFETY: the option's value is a c_int of the size given.
-        unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, (&raw const on).cast(), size_of_val(&on) as u32) };
+        unsafe {
+            libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, (&raw const on).cast(), size_of_val(&on) as u32)
+        };
     }
     while !bytes.is_empty() {
         // SAFETY: reads `bytes` within its length.
@@ -270,7 +272,14 @@ pub mod linux {
         let target = c_string(target)?;
         // SAFETY: the string ends with NUL, the struct has the size that is told; both are only read.
         let result = unsafe {
-            libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, target.as_ptr(), flags, &raw const wanted, size_of::<Attributes>())
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                libc::AT_FDCWD,
+                target.as_ptr(),
+                flags,
+                &raw const wanted,
+                size_of::<Attributes>(),
+            )
         };
         done(result as libc::c_int).map(drop)
     }
@@ -388,5 +397,4 @@ pub mod linux {
         let mut numbers = text.split(['.', '-']).map(|part| part.trim().parse().ok());
         Some((numbers.next()??, numbers.next()??))
     }
-
 }
