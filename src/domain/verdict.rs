@@ -370,7 +370,7 @@ impl fmt::Display for Guarded {
             (_, Standing::InDoubt) => f.write_str("; too much to pass over, too little to be sure"),
             (Guard::Suite { estimate, tolerance, limit, .. }, Standing::Fell) => {
                 let bare = |share: f64| estimate.measure.with_unit(share).trim_start_matches('+').to_owned();
-                write!(f, "; a sure loss of {} or a measured one of {} is too much", bare(*tolerance), bare(*limit))
+                write!(f, "; a sure fall of {} or a measured one of {} is too much", bare(*tolerance), bare(*limit))
             }
             (Guard::Collapse { limit, .. }, Standing::Fell) => write!(f, "; {:.0} points more are too many", 100.0 * limit),
             (Guard::Speed { least, .. }, Standing::Fell) => write!(f, "; at least {:.0}% are wanted", 100.0 * least),

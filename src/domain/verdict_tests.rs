@@ -100,7 +100,7 @@ fn reasons_read_as_a_friend_writes_them() {
         limit: 0.05,
     };
     let text = Guarded { guard: guard.clone(), standing: Standing::Fell }.to_string();
-    assert!(text.ends_with("; a sure loss of 2.0 points or a measured one of 5.0 points is too much"), "{text}");
+    assert!(text.ends_with("; a sure fall of 2.0 points or a measured one of 5.0 points is too much"), "{text}");
     assert!(Guarded { guard, standing: Standing::InDoubt }.to_string().ends_with("too little to be sure"));
 }
 

@@ -40,7 +40,7 @@ mod tests {
         }
         for fine in [
             "a".repeat(63),
-            long.repeat(4),
+            format!("{}{}", long.repeat(4), &long[..20]),
             "no, yes, no, yes, no.".to_owned(),
             (1..40).map(|n| format!("row {n}\n")).collect(),
             format!("{}, and that is all", "a".repeat(100)),

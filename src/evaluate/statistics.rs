@@ -182,13 +182,12 @@ fn estimate_scored(scored: &[Scored], measure: Primary, bootstrap: &Bootstrap) -
     let (candidate, champion) = (mean(|s| s.candidate), mean(|s| s.champion));
     let sign = if measure == Primary::Loss { -1.0 } else { 1.0 };
     let spread = if groups.len() > 1 { Some(spread(&groups, scored.len(), measure, bootstrap)) } else { None };
-    let point = total(&groups).mean();
     Ok(Estimate {
         measure,
         candidate: sign * candidate,
         champion: sign * champion,
-        point,
-        interval: spread.as_ref().and_then(|s| s.interval(point, measure, bootstrap.confidence)),
+        point: total(&groups).mean(),
+        interval: spread.as_ref().and_then(|s| s.interval(bootstrap.confidence)),
         standard_error: spread.as_ref().map(|s| s.standard_error),
         share_not_better: spread.as_ref().map(|s| s.share_not_better),
         smallest_effect: smallest_effect(scored, &groups, measure, bootstrap.confidence),
@@ -232,14 +231,10 @@ struct Spread {
 }
 
 impl Spread {
-    /// `None` where the draws know no end: all groups but one were too often missing.
-    fn interval(&self, point: f64, measure: Primary, confidence: f64) -> Option<Interval> {
-        if !(self.low.is_finite() && self.high.is_finite()) {
-            return None;
-        }
-        let most = if measure == Primary::Loss { f64::INFINITY } else { 1.0 };
-        // The items that were added pull towards 0; what was measured stays inside.
-        Some(Interval { low: self.low.min(point).max(-most), high: self.high.max(point).min(most), confidence })
+    /// `None` where the draws know no end: too many of them held one group alone.
+    fn interval(&self, confidence: f64) -> Option<Interval> {
+        let known = self.low.is_finite() && self.high.is_finite();
+        known.then_some(Interval { low: self.low, high: self.high, confidence })
     }
 }
 

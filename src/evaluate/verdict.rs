@@ -201,7 +201,7 @@ fn explain(verdict: &Verdict, primary: &Estimate, others: &[Estimate], guards: &
         let lower = other.interval.is_some_and(|i| i.low > 0.0);
         let alone = other.measure == Primary::Loss && lower && *verdict != Verdict::Promote;
         let name = if other.measure == Primary::Exact { "By the text alone: " } else { "" };
-        let more = if alone { ", lower, which alone promotes nothing" } else { "" };
+        let more = if alone { "; a lower loss alone promotes nothing" } else { "" };
         sentences.push(format!("{}{more}.", capital(&format!("{name}{other}"))));
     }
     let held: Vec<String> = guards.iter().filter(|g| g.standing == Standing::Held).map(|g| g.guard.to_string()).collect();
