@@ -662,7 +662,8 @@ fn agrees(task: &str, said: &str, outcome: &Outcome) -> bool {
     let tests_need_a_crate = ["Rust/32", "Rust/38", "Rust/50", "Rust/53"].contains(&task);
     match said {
         "pass" => outcome.passed(),
-        "test_fail" => matches!(outcome, Outcome::Fail { reason: Reason::Exit(1), .. }) && outcome.output().contains("test result: FAILED"),
+        // Without a result where a stack overflows (Rust/49): it compiled and ran.
+        "test_fail" => matches!(outcome, Outcome::Fail { reason: Reason::Exit(1), .. }) && outcome.output().contains("running "),
         "compile_fail" if tests_need_a_crate => matches!(outcome, Outcome::Broken { .. }) && outcome.output().contains("crate"),
         "compile_fail" => matches!(outcome, Outcome::Fail { reason: Reason::Exit(1), .. }) && outcome.output().contains("error"),
         // A text that grows without end: what is met first depends on the machine.
@@ -671,17 +672,15 @@ fn agrees(task: &str, said: &str, outcome: &Outcome) -> bool {
     }
 }
 
-fn rust_pack(every: usize) {
+#[test]
+fn humanevalpack_rust_solutions_have_the_known_verdicts() {
     let Some(data) = common::data("humanevalpack_rust") else { return };
     if Command::new("rustc").arg("--version").output().is_err() {
         return eprintln!("skipped: humanevalpack_rust needs rustc");
     }
     let known: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(data.join("sft/humanevalpack_rust_verified.json")).unwrap()).unwrap();
-    // A sample holds every row of which the file says something unusual.
-    let unusual = |row: &serde_json::Value| known[row["task_id"].as_str().unwrap()] != json!({"canonical": "pass", "buggy": "test_fail"});
     let rows = rows(&data, "humanevalpack_rust.jsonl");
-    let rows: Vec<_> = rows.into_iter().enumerate().filter(|(i, row)| i % every == 0 || unusual(row)).map(|(_, row)| row).collect();
     let mut wrong = Vec::new();
     let judged = judge_pack(&shipped("sh humaneval_rust.sh").verifier, &rows);
     for (task, canonical, buggy) in &judged {
@@ -692,18 +691,7 @@ fn rust_pack(every: usize) {
             }
         }
     }
-    assert!(judged.len() > 7 && wrong.is_empty(), "{} of {}: {wrong:#?}", wrong.len(), 2 * judged.len());
-}
-
-#[test]
-fn humanevalpack_rust_a_sample_has_the_known_verdicts() {
-    rust_pack(20);
-}
-
-#[test]
-#[ignore = "minutes: all 328 solutions"]
-fn humanevalpack_rust_all_have_the_known_verdicts() {
-    rust_pack(1);
+    assert!(judged.len() == 164 && wrong.is_empty(), "{} of {}: {wrong:#?}", wrong.len(), 2 * judged.len());
 }
 
 #[test]
