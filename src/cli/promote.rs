@@ -26,24 +26,27 @@ pub struct RoleArgs {
 
 impl RoleArgs {
     /// Takes the alias and runs `act` on it.
-    fn with_champion(&self, act: impl FnOnce(&mut Champion) -> Result<Moved>) -> Result<Moved> {
+    fn with_champion(&self, act: impl FnOnce(&mut Champion, &mut dyn FnMut(&str)) -> Result<Moved>) -> Result<Moved> {
         let ollama = Ollama::from_env()?;
         let mut note = |text: &str| eprintln!("note: {text}");
-        act(&mut Champion::open(&ollama, &self.root, &self.name_prefix, &self.role, &mut note)?)
+        act(&mut Champion::open(&ollama, &self.root, &self.name_prefix, &self.role, &mut note)?, &mut note)
     }
 }
 
 /// Let a version serve: move the alias `:latest` to it.
 ///
-/// The version must be registered (`retune deploy`). What served before keeps its version, and `retune rollback` goes back
+/// The version must be registered (`retune deploy`); one that `retune evaluate` rejected needs --force. What served before keeps its version, and `retune rollback` goes back
 /// to it. Clients that ask for the alias get the new version with their next request.
 #[derive(clap::Args)]
 pub struct Args {
     /// v7, 7, or the whole name
     version: String,
-    /// Why, for the history
-    #[arg(long, default_value = "by hand")]
-    reason: String,
+    /// Why, for the history [default: what the evaluation said]
+    #[arg(long)]
+    reason: Option<String>,
+    /// Also where its evaluation rejected it
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     role: RoleArgs,
     /// One line of JSON
@@ -52,7 +55,10 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    show(&args.role.with_champion(|champion| champion.promote(&args.version, &args.reason))?, args.json)
+    let promoted = args
+        .role
+        .with_champion(|champion, note| champion.promote_judged(&args.version, args.reason.as_deref(), args.force, note))?;
+    show(&promoted, args.json)
 }
 
 /// Let what served before serve again.
@@ -74,7 +80,7 @@ pub struct RollbackArgs {
 }
 
 pub fn run_rollback(args: &RollbackArgs) -> Result<()> {
-    show(&args.role.with_champion(|champion| champion.roll_back(args.to.as_deref(), &args.reason))?, args.json)
+    show(&args.role.with_champion(|champion, _| champion.roll_back(args.to.as_deref(), &args.reason))?, args.json)
 }
 
 fn show(moved: &Moved, json: bool) -> Result<()> {

@@ -8,13 +8,14 @@ use serde::Serialize;
 use crate::deploy;
 use crate::error::{Error, Result};
 use crate::runtime::ollama::{ModelName, Ollama};
-use crate::store::{AliasMove, End, MoveKind, NewMove, Store};
+use crate::store::{AliasMove, End, Evaluation, MoveKind, NewMove, Store};
 
 /// The alias of a role on one Ollama, held by one process at a time.
 pub struct Champion<'a> {
     ollama: &'a Ollama,
     store: Store,
     alias: ModelName,
+    role: String,
     server: String,
     _lock: std::fs::File,
 }
@@ -44,7 +45,8 @@ impl<'a> Champion<'a> {
         let alias = deploy::alias_name(prefix, role)?;
         let store = Store::open(root)?;
         let lock = hold(&root.join(".agent/alias.lock"), "another retune is moving an alias: waiting for it", note)?;
-        let mut champion = Self { ollama, store, alias, server: ollama.address().to_string(), _lock: lock };
+        let mut champion =
+            Self { ollama, store, alias, role: role.to_owned(), server: ollama.address().to_string(), _lock: lock };
         champion.settle(note)?;
         Ok(champion)
     }
@@ -53,6 +55,45 @@ impl<'a> Champion<'a> {
     pub fn now(&self) -> Result<Option<Named>> {
         let Some(alias) = self.ollama.tag(&self.alias())? else { return Ok(None) };
         Ok(Some(Named { name: self.version_of(&alias.digest)?.unwrap_or_else(|| self.alias()), digest: alias.digest }))
+    }
+
+    /// `promote` with a look at what the judge said of the version's adapter: a rejected one needs `force`, and what was not judged, or
+    /// not shown to be better, is noted. Where no reason is given, the judge's is told.
+    pub fn promote_judged(
+        &mut self,
+        version: &str,
+        reason: Option<&str>,
+        force: bool,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Moved> {
+        let name = self.named(version)?.name;
+        let judged = self.evaluation_of(&name)?;
+        let verdict =
+            judged.as_ref().map(|e| (e.id, e.verdict.as_str(), e.judgement["explanation"].as_str().unwrap_or_default()));
+        let told = match verdict {
+            Some((id, "reject", why)) if !force => {
+                return Err(Error::usage(
+                    format!("evaluation {id} rejected {name}: {why}"),
+                    "train another, or promote it all the same with `retune promote --force`; what served before still serves",
+                ));
+            }
+            Some((id, "reject", _)) => format!("forced, though evaluation {id} rejected it"),
+            Some((id, verdict, _)) => format!("evaluation {id}: {verdict}"),
+            None => "not judged".to_owned(),
+        };
+        match verdict {
+            None => note(&format!("no evaluation of {name} is recorded: `retune evaluate` tells whether it is better")),
+            Some((id, "inconclusive", _)) => note(&format!("evaluation {id} did not show that {name} is better")),
+            _ => (),
+        }
+        self.promote(&name, reason.unwrap_or(&told))
+    }
+
+    /// The newest evaluation of the adapter that a version is made of.
+    fn evaluation_of(&self, name: &str) -> Result<Option<Evaluation>> {
+        let deployments = self.store.deployments(&self.server, &self.alias().replace(":latest", ""))?;
+        let Some(found) = deployments.iter().find(|d| d.name().eq_ignore_ascii_case(name)) else { return Ok(None) };
+        self.store.last_evaluation(&self.role, &found.adapter_digest)
     }
 
     /// Moves the alias to a version that this Ollama has.

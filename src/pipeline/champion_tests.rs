@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex};
 use serde_json::json;
 
 use super::*;
+use crate::domain::{Comparison, ItemResult, Verdict};
 use crate::runtime::ollama::scripted::{Say, Scripted, Seen};
+use crate::store::{NewAdapter, NewDeployment, NewEvaluation};
 
 const ALIAS: &str = "m-coder:latest";
 
@@ -158,6 +160,64 @@ fn what_others_do_to_the_alias_is_in_the_history_and_can_be_undone() {
         let error = champion.promote(wrong, "").unwrap_err();
         assert!(error.to_string().contains(says), "{wrong}: {error}");
     }
+}
+
+#[test]
+fn what_the_judge_rejected_needs_force_and_the_history_says_so() {
+    let root = tempfile::tempdir().unwrap();
+    let (server, _) = server(&[("m-coder:v1", "d1"), ("m-coder:v2", "d2"), ("m-coder:v3", "d3")], Arc::default());
+    let address = server.ollama.address().to_string();
+    let mut champion = open(&server, root.path());
+    for (version, digest) in [(1, "d1"), (2, "d2"), (3, "d3")] {
+        let recipe = json!({});
+        let deployment =
+            NewDeployment { server: &address, model: "m-coder", version, digest, mode: "merged", size_bytes: 1, recipe: &recipe };
+        let adapter = format!("adapter of {digest}");
+        let adapter = NewAdapter { role: "coder", digest: &adapter, path: "/a", base_name: "b", base_digest: "b", run: None };
+        champion.store().record_deployment(&deployment, &adapter).unwrap();
+    }
+    let judged = |champion: &mut Champion, digest: &str, verdict: Verdict| {
+        let judgement = json!({"explanation": "12 points worse"});
+        let evaluation = NewEvaluation {
+            role: "coder",
+            base_name: "b",
+            base_digest: "b",
+            candidate: "/a",
+            candidate_digest: &format!("adapter of {digest}"),
+            champion: "base",
+            champion_digest: "b",
+            data: "held.jsonl",
+            items_digest: "i",
+            verdict: &verdict,
+            judgement: &judgement,
+            settings: &json!({}),
+            seconds: 1.0,
+            comparisons: &[("", &comparison())],
+        };
+        champion.store().record_evaluation(&evaluation).unwrap();
+    };
+    // An older word of the judge does not count.
+    judged(&mut champion, "d2", Verdict::Promote);
+    judged(&mut champion, "d2", Verdict::Reject(Vec::new()));
+    judged(&mut champion, "d3", Verdict::Promote);
+    let mut notes = Vec::new();
+    let mut promote = |champion: &mut Champion, version: &str, force: bool| {
+        champion.promote_judged(version, None, force, &mut |note| notes.push(note.to_owned()))
+    };
+    promote(&mut champion, "v1", false).unwrap();
+    let error = promote(&mut champion, "v2", false).unwrap_err();
+    assert_eq!(error.to_string(), "evaluation 2 rejected m-coder:v2: 12 points worse");
+    assert!(error.hint().unwrap().contains("--force"));
+    promote(&mut champion, "v2", true).unwrap();
+    promote(&mut champion, "v3", false).unwrap();
+    let reasons: Vec<String> = champion.history().unwrap().into_iter().map(|m| m.reason).collect();
+    assert_eq!(reasons, ["not judged", "forced, though evaluation 2 rejected it", "evaluation 3: promote"]);
+    assert_eq!(notes, ["no evaluation of m-coder:v1 is recorded: `retune evaluate` tells whether it is better"]);
+}
+
+fn comparison() -> Comparison {
+    let side = || vec![ItemResult { item: "i".into(), group: "g".into(), loss_sum: 1.0, trained_tokens: 1, answer: None }];
+    Comparison::pair(side(), side()).unwrap()
 }
 
 #[test]

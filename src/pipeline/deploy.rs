@@ -298,7 +298,7 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
     let mut champion = Champion::open(&ollama, &request.root, &request.prefix, &request.role, note)?;
     let now = champion.now()?;
     registered.promoted = match (request.promote, &now) {
-        (Promote::Yes, _) => champion.promote(&registered.name, "deployed with --promote").map(|_| true)?,
+        (Promote::Yes, _) => champion.promote_judged(&registered.name, None, false, note).map(|_| true)?,
         (Promote::IfFirst, None) => champion.promote(&registered.name, "the first version").map(|_| true)?,
         _ => now.is_some_and(|now| now.digest == registered.digest),
     };

@@ -9,10 +9,10 @@ mod deployments;
 mod evaluations;
 mod migrations;
 
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior};
 
@@ -40,12 +40,17 @@ impl Store {
         let folder = root.join(".agent");
         std::fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         let path = Self::path_in(root);
-        // What people asked their models is nobody else's to read.
-        OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(Error::io("open", &path))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        // Never opened by hand: closing it would drop the locks that other connections of this process hold
+        // (https://www.sqlite.org/howtocorrupt.html, 2.2).
+        let is_new = !path.exists();
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let db = Connection::open_with_flags(&path, flags).map_err(|e| failed(&path, e))?;
+        if is_new {
+            // What people asked their models is nobody else's to read; the log gets the same permissions.
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(Error::io("protect", &path))?;
+        }
         let mut store = Self { db, path };
-        store.prepare().map_err(|e| failed(&store.path, e))?;
+        patiently(|| store.prepare()).map_err(|e| failed(&store.path, e))?;
         migrations::apply(&mut store)?;
         Ok(store)
     }
@@ -70,20 +75,35 @@ impl Store {
 
     /// Runs `write` in one transaction that no other process interrupts. `what` names it among the fault points.
     fn write<T>(&mut self, what: &str, write: impl FnOnce(&Transaction) -> rusqlite::Result<T>) -> Result<T> {
-        let run = |db: &mut Connection| {
-            let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let run = || {
+            let transaction = patiently(|| Transaction::new_unchecked(&self.db, TransactionBehavior::Immediate))?;
             let value = write(&transaction)?;
             fault::point(&format!("commit {what}"));
             transaction.commit()?;
             fault::point(&format!("committed {what}"));
             Ok(value)
         };
-        run(&mut self.db).map_err(|e| failed(&self.path, e))
+        run().map_err(|e| failed(&self.path, e))
     }
 
-    fn read<T>(&self, read: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T> {
-        read(&self.db).map_err(|e| failed(&self.path, e))
+    fn read<T>(&self, read: impl Fn(&Connection) -> rusqlite::Result<T>) -> Result<T> {
+        patiently(|| read(&self.db)).map_err(|e| failed(&self.path, e))
     }
+}
+
+/// SQLite waits by itself where another one writes, and not where another one opens, closes or recovers the log.
+fn patiently<T>(act: impl Fn() -> rusqlite::Result<T>) -> rusqlite::Result<T> {
+    let start = Instant::now();
+    loop {
+        match act() {
+            Err(e) if is_busy(&e) && start.elapsed() < BUSY_TIMEOUT => std::thread::sleep(Duration::from_millis(5)),
+            result => return result,
+        }
+    }
+}
+
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked))
 }
 
 /// In a user's words.

@@ -1,5 +1,3 @@
-use std::os::unix::fs::PermissionsExt as _;
-
 use serde_json::json;
 
 use super::migrations::{MIGRATIONS, apply_all};
@@ -132,6 +130,27 @@ fn an_older_store_is_brought_up_with_a_backup_and_a_migration_that_fails_changes
 
     let said = refused(Store::open(root.path()));
     assert!(said.contains(&format!("version {}, this retune knows {now}", now + 1)) && said.contains("newer retune"), "{said}");
+}
+
+#[test]
+fn many_that_bring_an_older_store_up_at_once_do_it_once_and_the_backup_is_of_the_old_one() {
+    for _ in 0..10 {
+        let root = tempfile::tempdir().unwrap();
+        let path = Store::path_in(root.path());
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        let old = Connection::open(&path).unwrap();
+        old.execute_batch(MIGRATIONS[0]).unwrap();
+        old.execute_batch("PRAGMA application_id = 0x7274756E; PRAGMA user_version = 1").unwrap();
+        drop(old);
+        std::thread::scope(|scope| (0..4).for_each(|_| drop(scope.spawn(|| Store::open(root.path()).map(drop).unwrap()))));
+        let store = Store::open(root.path()).unwrap();
+        assert_eq!(store.damage().unwrap(), None);
+        let folder = root.path().join(".agent/backups");
+        let names: Vec<_> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names, ["experience-v1.db"]);
+        let backup = Connection::open(folder.join("experience-v1.db")).unwrap();
+        assert_eq!(backup.pragma_query_value(None, "user_version", |r| r.get::<_, i64>(0)).unwrap(), 1);
+    }
 }
 
 #[test]
