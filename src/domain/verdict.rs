@@ -194,6 +194,8 @@ pub struct Estimate {
     pub standard_error: Option<f64>,
     /// The share of bootstrap means that are not above 0. Near 0: better; near 1: worse. `None`: one group.
     pub share_not_better: Option<f64>,
+    /// Of the groups' differences: negative where a few lose far more than the others gain. `None`: one group, or no spread.
+    pub skewness: Option<f64>,
     /// The smallest true difference that so many items and groups would show in 8 of 10 evaluations; `None` where it cannot be told.
     pub smallest_effect: Option<f64>,
     pub items: usize,
@@ -305,6 +307,11 @@ pub enum Reason {
         groups_that_differ: usize,
         needed: usize,
     },
+    /// The interval lies on one side of 0 but cannot be trusted there: a few groups differ far more than the others, on the other side.
+    Skewed {
+        skewness: f64,
+        groups: usize,
+    },
 }
 
 impl fmt::Display for Reason {
@@ -346,6 +353,11 @@ impl fmt::Display for Reason {
             Self::TooFewGroups { effective_groups, min_groups } => write!(
                 f,
                 "the items are of too few groups of tasks to tell chance from change: they say as much as {effective_groups:.1} equal groups, {min_groups} are the least"
+            ),
+            Self::Skewed { skewness, groups } => write!(
+                f,
+                "a few of the {groups} groups of tasks {} far more than the others (skewness {skewness:+.1}), and more such may not have been seen; gather more items",
+                if *skewness < 0.0 { "lose" } else { "gain" }
             ),
             Self::TooFewDiffer { groups_that_differ, needed } => write!(
                 f,

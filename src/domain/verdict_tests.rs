@@ -13,6 +13,7 @@ fn estimate(measure: Primary, point: f64, low: f64, high: f64) -> Estimate {
         interval: Some(Interval { low, high, confidence: 0.95 }),
         standard_error: Some(0.05),
         share_not_better: Some(0.0),
+        skewness: None,
         smallest_effect: Some(0.14),
         items: 100,
         items_that_differ: 31,
@@ -87,6 +88,10 @@ fn reasons_read_as_a_friend_writes_them() {
     assert_eq!(
         Reason::Guard(Guarded { guard, standing: Standing::Fell }).to_string(),
         "speed: 30.0 tokens/s where the champion has 60.0 (50%); at least 80% are wanted"
+    );
+    assert_eq!(
+        Reason::Skewed { skewness: -4.2, groups: 80 }.to_string(),
+        "a few of the 80 groups of tasks lose far more than the others (skewness -4.2), and more such may not have been seen; gather more items"
     );
     let guard = Guard::Memory { candidate: 3 << 20, champion: 2 << 20, most: 1.25 };
     assert_eq!(

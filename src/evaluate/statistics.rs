@@ -190,6 +190,7 @@ fn estimate_scored(scored: &[Scored], measure: Primary, bootstrap: &Bootstrap) -
         interval: spread.as_ref().and_then(|s| s.interval(bootstrap.confidence)),
         standard_error: spread.as_ref().map(|s| s.standard_error),
         share_not_better: spread.as_ref().map(|s| s.share_not_better),
+        skewness: skewness(&groups),
         smallest_effect: smallest_effect(scored, &groups, measure, bootstrap.confidence),
         items: scored.len(),
         items_that_differ: scored.iter().filter(|s| s.candidate != s.champion).count(),
@@ -220,6 +221,14 @@ fn standard_error(groups: &[Group]) -> f64 {
     let (all, count) = (total(groups), groups.len() as f64);
     let squares: f64 = groups.iter().map(|g| (g.sum - g.size * all.mean()).powi(2)).sum();
     (squares * count / (count - 1.0)).sqrt() / all.size
+}
+
+/// The third central moment of the groups' differences over the second to 3/2.
+fn skewness(groups: &[Group]) -> Option<f64> {
+    let (mean, count) = (total(groups).mean(), groups.len() as f64);
+    let moment = |k| groups.iter().map(|g| (g.sum - g.size * mean).powi(k)).sum::<f64>() / count;
+    let spread = moment(2).powf(1.5);
+    (groups.len() > 1 && spread > 0.0).then(|| moment(3) / spread)
 }
 
 /// What the draws say: where the ends of the interval lie.

@@ -80,6 +80,9 @@ fn losses_have_the_symmetric_t_interval_of_numpy() {
     let rows: Vec<_> = differences.iter().enumerate().map(|(i, d)| (i, 1.0, 1.0 + d, 1)).collect();
     let found = estimate(&loss_items(&rows), Primary::Loss, &MANY).unwrap();
     near(found.standard_error.unwrap(), error, 1e-12);
+    let third = differences.iter().map(|d| (d - found.point).powi(3)).sum::<f64>() / 60.0;
+    let second = differences.iter().map(|d| (d - found.point).powi(2)).sum::<f64>() / 60.0;
+    near(found.skewness.unwrap(), third / second.powf(1.5), 1e-9);
     let own = found.interval.unwrap();
     near(own.low, interval[0], 0.003);
     near(own.high, interval[1], 0.003);

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::collapse::is_collapsed;
 use super::statistics::{Bootstrap, estimate, estimate_share, is_right};
-use crate::domain::{Comparison, Estimate, Guard, Guarded, Primary, Reason, Standing, Verdict};
+use crate::domain::{Comparison, Estimate, Guard, Guarded, Interval, Primary, Reason, Standing, Verdict};
 use crate::error::Result;
 
 /// What a promotion asks for.
@@ -158,6 +158,15 @@ fn fewest_that_differ(confidence: f64) -> usize {
     (2.0 / (1.0 - confidence)).log2().ceil() as usize
 }
 
+/// Whether losses are so skewed that the end of the interval towards 0 is not to be trusted: Cochran's rule, groups > 25 skewness^2
+/// ("Sampling techniques", 1977, 2.15), where the long tail is on the other side of 0.
+fn skewed(primary: &Estimate, interval: &Interval) -> Option<Reason> {
+    let skewness = primary.skewness.filter(|_| primary.measure == Primary::Loss)?;
+    let beyond = 25.0 * skewness * skewness > primary.effective_groups;
+    let hidden = interval.low > 0.0 && skewness < 0.0 || interval.high < 0.0 && skewness > 0.0;
+    (beyond && hidden).then_some(Reason::Skewed { skewness, groups: primary.groups })
+}
+
 fn decide(primary: &Estimate, guards: &[Guarded], rules: &Rules) -> Verdict {
     let measure = primary.measure;
     let of = |standing| guards.iter().filter(move |g| g.standing == standing).cloned().map(Reason::Guard);
@@ -173,6 +182,7 @@ fn decide(primary: &Estimate, guards: &[Guarded], rules: &Rules) -> Verdict {
     } else if measure != Primary::Loss && primary.groups_that_differ < needed {
         doubts.push(Reason::TooFewDiffer { groups_that_differ: primary.groups_that_differ, needed });
     }
+    doubts.extend(interval.and_then(|interval| skewed(primary, &interval)));
     let sure = doubts.is_empty();
     let worse = interval.filter(|interval| sure && interval.high < 0.0).map(|interval| Reason::Worse { measure, interval });
     let rejected: Vec<Reason> = worse.into_iter().chain(of(Standing::Fell)).collect();

@@ -117,6 +117,27 @@ fn where_nothing_was_generated_the_loss_decides() {
 }
 
 #[test]
+fn a_gain_with_a_few_great_losses_is_inconclusive() {
+    let of = |sign: f64| {
+        let mut items = work(80, 0, 0, 0);
+        for (i, item) in items.iter_mut().enumerate() {
+            let gain = if i % 40 == 0 { -0.4 } else { 0.2 + 0.001 * i as f64 };
+            item.losses = (2.0 - sign * gain, 2.0);
+        }
+        let comparison = plain(&items);
+        let evidence = Evidence { work: &comparison, suites: &[], candidate: Served::default(), champion: Served::default() };
+        judge(&evidence, Primary::Loss, &Rules::default()).unwrap()
+    };
+    for sign in [1.0, -1.0] {
+        let found = of(sign);
+        let interval = found.primary.interval.unwrap();
+        assert!(sign * interval.low > 0.0 && sign * interval.high > 0.0, "the interval alone would decide: {interval:?}");
+        assert!(matches!(found.verdict.reasons(), [Reason::Skewed { groups: 80, .. }]), "{:?}", found.verdict);
+        assert_eq!(found.verdict.name(), "inconclusive");
+    }
+}
+
+#[test]
 fn a_null_adapter_is_inconclusive() {
     let found = judged(&plain(&work(100, 60, 0, 0)), &[suite(&work(50, 40, 0, 0))]);
     assert_eq!(found.verdict, Verdict::Inconclusive(vec![Reason::NothingDiffers { measure: Primary::Exact, items: 100 }]));
