@@ -50,7 +50,14 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { wall_secs: 60.0, cpu_secs: 60, memory_bytes: 2 << 30, processes: 128, disk_bytes: 512 << 20, output_bytes: 16 << 20 }
+        Self {
+            wall_secs: 60.0,
+            cpu_secs: 60,
+            memory_bytes: 2 << 30,
+            processes: 128,
+            disk_bytes: 512 << 20,
+            output_bytes: 16 << 20,
+        }
     }
 }
 
@@ -168,10 +175,16 @@ impl Outcome {
     fn of(ended: Ended, output: String) -> Self {
         let reason = match ended {
             Ended::Exit(0) => return Self::Pass { output },
-            Ended::Exit(126) => return Self::broken("the command cannot be run (exit code 126: no permission, or no program)", output),
+            Ended::Exit(126) => {
+                return Self::broken("the command cannot be run (exit code 126: no permission, or no program)", output);
+            }
             Ended::Exit(127) => return Self::broken("the command, or what it calls, is not found (exit code 127)", output),
-            Ended::Exit(CANNOT_JUDGE) => return Self::broken("the verifier says that it cannot judge this item (exit code 125)", output),
-            Ended::Refused { step, error } => return Self::broken(format!("the verifier could not be confined: {step}: {error}"), output),
+            Ended::Exit(CANNOT_JUDGE) => {
+                return Self::broken("the verifier says that it cannot judge this item (exit code 125)", output);
+            }
+            Ended::Refused { step, error } => {
+                return Self::broken(format!("the verifier could not be confined: {step}: {error}"), output);
+            }
             Ended::Stopped => return Self::broken("stopped before it had an end", output),
             // A shell says so that a signal ended what it ran.
             Ended::Exit(code) if (129..=128 + 64).contains(&code) => of_signal(code - 128),
@@ -295,7 +308,8 @@ impl Verifier {
 /// nothing of the task. What tells them apart is whether it lets the right answers pass, where the items have some.
 fn doubt(call: &call::Call, items: &[VerifierItem], outcomes: &[Outcome], stop: &AtomicBool) -> Option<String> {
     let Outcome::Fail { reason: Reason::Exit(code), output } = outcomes.first()? else { return None };
-    let alike = outcomes.iter().all(|o| matches!(o, Outcome::Fail { reason: Reason::Exit(c), output: p } if c == code && p == output));
+    let alike =
+        outcomes.iter().all(|o| matches!(o, Outcome::Fail { reason: Reason::Exit(c), output: p } if c == code && p == output));
     let answers: BTreeSet<&str> = items.iter().map(|item| item.answer.as_str()).collect();
     if !alike || items.len() < SUSPICIOUS_ITEMS || answers.len() < 2 {
         return None;
@@ -304,11 +318,13 @@ fn doubt(call: &call::Call, items: &[VerifierItem], outcomes: &[Outcome], stop: 
         "" => format!("exit code {code} and no word"),
         text => format!("exit code {code} and \"{}\"", text.lines().last().unwrap_or_default()),
     };
-    let mut right = items.iter().filter_map(|item| Some(VerifierItem { answer: item.expected.clone()?, ..item.clone() })).take(3).peekable();
+    let mut right =
+        items.iter().filter_map(|item| Some(VerifierItem { answer: item.expected.clone()?, ..item.clone() })).take(3).peekable();
     if right.peek().is_some() {
         let none_passes = right.all(|item| !matches!(call.run(&item, Some(stop)).0, Ended::Exit(0)));
-        return none_passes
-            .then(|| format!("the verifier says the same of all {} answers, and of the expected ones as well: {said}", items.len()));
+        return none_passes.then(|| {
+            format!("the verifier says the same of all {} answers, and of the expected ones as well: {said}", items.len())
+        });
     }
     is_own_trouble(output).then(|| format!("the verifier says the same of all {} answers: {said}", items.len()))
 }

@@ -107,7 +107,9 @@ fn files(item: &VerifierItem) -> Vec<ScratchFile> {
     files.extend(item.expected.as_deref().map(|text| file("expected.txt", text)));
     // A shell reads no JSON: texts also stand by themselves.
     for (name, value) in item.row.as_object().into_iter().flatten() {
-        let plain = !name.is_empty() && name.len() <= MAX_FIELD_NAME && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+        let plain = !name.is_empty()
+            && name.len() <= MAX_FIELD_NAME
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
         if let (true, Some(text)) = (plain, value.as_str()) {
             files.push(file(&format!("fields/{name}"), text));
         }

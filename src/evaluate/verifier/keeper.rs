@@ -151,7 +151,10 @@ fn clear_away(started: &mut Started, ended: Ended) -> Ended {
     let read = fs::File::from(status).read_to_string(&mut said);
     match read.ok().and_then(|_| serde_json::from_str(&said).ok()) {
         Some(ended) => ended,
-        None => Ended::Refused { step: "the first process of the namespaces".into(), error: format!("it ended without a word: {ended:?}") },
+        None => Ended::Refused {
+            step: "the first process of the namespaces".into(),
+            error: format!("it ended without a word: {ended:?}"),
+        },
     }
 }
 

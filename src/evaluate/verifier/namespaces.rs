@@ -62,7 +62,9 @@ pub fn start(plan: &Plan, output: RawFd) -> Result<(libc::pid_t, OwnedFd), Ended
 
 /// The same numbers within as outside: of this user only, or for root of all, so that it can read its way to the files.
 fn map_users(pid: libc::pid_t, as_root: bool) -> io::Result<()> {
-    let write = |file: &str, text: &str| fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/{file}"))?.write_all(text.as_bytes());
+    let write = |file: &str, text: &str| {
+        fs::OpenOptions::new().write(true).open(format!("/proc/{pid}/{file}"))?.write_all(text.as_bytes())
+    };
     let (user, group) = sys::ids();
     if !as_root {
         write("uid_map", &format!("{user} {user} 1\n"))?;
@@ -271,7 +273,10 @@ impl Builder {
             at(|| "/dev".into(), std::os::unix::fs::symlink(format!("/proc/self/{target}"), format!("/dev/{name}")))?;
         }
         // While the old one is still there: the kernel wants to see one that nothing hides.
-        let proc = || fs::create_dir("/proc").and_then(|()| mount(Path::new("proc"), Path::new("/proc"), "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""));
+        let proc = || {
+            fs::create_dir("/proc")
+                .and_then(|()| mount(Path::new("proc"), Path::new("/proc"), "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, ""))
+        };
         at(|| "a /proc of its own".into(), proc())?;
         let (user, group) = self.owner.map_or_else(sys::ids, |owner| (owner, owner));
         let etc = || -> io::Result<()> {

@@ -40,7 +40,9 @@ pub fn send_all(socket: RawFd, mut bytes: &[u8]) -> io::Result<()> {
     {
         let on: libc::c_int = 1;
         // SAFETY: the option's value is a c_int of the size given.
-        unsafe { libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, (&raw const on).cast(), size_of_val(&on) as u32) };
+        unsafe {
+            libc::setsockopt(socket, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, (&raw const on).cast(), size_of_val(&on) as u32)
+        };
     }
     while !bytes.is_empty() {
         // SAFETY: reads `bytes` within its length.
@@ -159,8 +161,9 @@ fn wait(pid: libc::pid_t, flags: libc::c_int) -> Option<(libc::pid_t, Status)> {
 
 /// `pid` below 0: the process group.
 pub fn kill(pid: libc::pid_t, signal: libc::c_int) {
-    // SAFETY: a system call on numbers; one that is gone already is no matter. 0, -1 and 1 are never asked for.
-    if pid > 1 || pid < -1 {
+    // 0, -1 and 1 are this group, everybody and the first of all: never asked for.
+    if !(-1..=1).contains(&pid) {
+        // SAFETY: a system call on numbers; one that is gone already is no matter.
         unsafe { libc::kill(pid, signal) };
     }
 }
@@ -270,7 +273,14 @@ pub mod linux {
         let target = c_string(target)?;
         // SAFETY: the string ends with NUL, the struct has the size that is told; both are only read.
         let result = unsafe {
-            libc::syscall(libc::SYS_mount_setattr, libc::AT_FDCWD, target.as_ptr(), flags, &raw const wanted, size_of::<Attributes>())
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                libc::AT_FDCWD,
+                target.as_ptr(),
+                flags,
+                &raw const wanted,
+                size_of::<Attributes>(),
+            )
         };
         done(result as libc::c_int).map(drop)
     }
@@ -388,5 +398,4 @@ pub mod linux {
         let mut numbers = text.split(['.', '-']).map(|part| part.trim().parse().ok());
         Some((numbers.next()??, numbers.next()??))
     }
-
 }

@@ -22,7 +22,9 @@ fn signals_of_limits_are_told_as_limits_also_through_a_shell() {
         Outcome::Fail { reason, .. } => reason,
         other => panic!("{other:?}"),
     };
-    for (signal, expected) in [(libc::SIGXCPU, Reason::Cpu), (libc::SIGXFSZ, Reason::Disk), (libc::SIGSEGV, Reason::Signal(libc::SIGSEGV))] {
+    for (signal, expected) in
+        [(libc::SIGXCPU, Reason::Cpu), (libc::SIGXFSZ, Reason::Disk), (libc::SIGSEGV, Reason::Signal(libc::SIGSEGV))]
+    {
         assert_eq!(reason(Ended::Signal(signal)), expected);
         assert_eq!(reason(Ended::Exit(128 + signal)), expected);
     }

@@ -6,23 +6,42 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Confinement, Verifier, sys, watch};
 use super::plan::{SCRATCH, View};
+use super::{Confinement, Verifier, sys, watch};
 use crate::error::{Error, Result};
 
 /// Programs and libraries that the system has for everybody.
-const SYSTEM: [&str; 11] = [
-    "/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/gnu/store", "/run/current-system",
-];
+const SYSTEM: [&str; 11] =
+    ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/opt", "/nix/store", "/gnu/store", "/run/current-system"];
 /// Of /etc what programs need to run: how libraries are found, which of two programs a name means, the time zone.
 const ETC: [&str; 12] = [
-    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "alternatives", "localtime", "timezone", "mime.types", "os-release", "ssl/certs",
-    "static", "profiles", "locale.conf",
+    "ld.so.cache",
+    "ld.so.conf",
+    "ld.so.conf.d",
+    "alternatives",
+    "localtime",
+    "timezone",
+    "mime.types",
+    "os-release",
+    "ssl/certs",
+    "static",
+    "profiles",
+    "locale.conf",
 ];
 /// Toolchains that live in the home folder, whole: none keeps a credential in there.
 const TOOLCHAINS: [&str; 12] = [
-    ".rustup", ".pyenv", ".nvm", ".asdf", ".volta", ".rbenv", ".sdkman", ".ghcup", ".juliaup", ".julia/juliaup",
-    ".local/share/mise/installs", ".local/share/uv/python",
+    ".rustup",
+    ".pyenv",
+    ".nvm",
+    ".asdf",
+    ".volta",
+    ".rbenv",
+    ".sdkman",
+    ".ghcup",
+    ".juliaup",
+    ".julia/juliaup",
+    ".local/share/mise/installs",
+    ".local/share/uv/python",
 ];
 /// Their variables: where they are, if not there, and which version is meant.
 const TOOLCHAIN_HOMES: [(&str, &str); 3] = [("RUSTUP_HOME", ".rustup"), ("PYENV_ROOT", ".pyenv"), ("NVM_DIR", ".nvm")];
@@ -30,7 +49,8 @@ const TOOLCHAIN_HOMES: [(&str, &str); 3] = [("RUSTUP_HOME", ".rustup"), ("PYENV_
 const FOLDER_VARIABLES: [&str; 7] =
     ["RUSTUP_HOME", "PYENV_ROOT", "NVM_DIR", "JAVA_HOME", "GOROOT", "VIRTUAL_ENV", "CONDA_PREFIX"];
 /// The whole environment, with LC_* and the folders above; everything else may be a secret.
-const VARIABLES: [&str; 8] = ["PATH", "LANG", "LANGUAGE", "TZ", "RUSTUP_TOOLCHAIN", "PYENV_VERSION", "LD_LIBRARY_PATH", "PYTHONPATH"];
+const VARIABLES: [&str; 8] =
+    ["PATH", "LANG", "LANGUAGE", "TZ", "RUSTUP_TOOLCHAIN", "PYENV_VERSION", "LD_LIBRARY_PATH", "PYTHONPATH"];
 /// Beside a folder of programs, what belongs to them: `~/.local/lib`, a virtual environment's `pyvenv.cfg`.
 const BESIDE_BIN: [&str; 5] = ["lib", "lib64", "libexec", "include", "pyvenv.cfg"];
 /// Folders of the home where programs may lie but secrets do for sure: a PATH that leads there is not followed.
@@ -46,7 +66,10 @@ const MAX_ENTRIES: usize = 4000;
 /// The project, or something that the user wants to be seen, is not there or holds the home folder.
 pub fn of(verifier: &Verifier) -> Result<View> {
     let variable = |name: &str| verifier.environment.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
-    let home = variable("HOME").filter(|h| h.starts_with('/')).and_then(|h| Path::new(h).canonicalize().ok()).filter(|h| h != Path::new("/"));
+    let home = variable("HOME")
+        .filter(|h| h.starts_with('/'))
+        .and_then(|h| Path::new(h).canonicalize().ok())
+        .filter(|h| h != Path::new("/"));
     let strict = verifier.confinement == Confinement::Namespaces;
     let mut sight = Sight { strict, home: home.clone(), found: Vec::new(), links: BTreeMap::new() };
 
@@ -71,14 +94,27 @@ pub fn of(verifier: &Verifier) -> Result<View> {
     }
     let project = sight.demand(&verifier.project, "the project folder")?;
     if !project.is_dir() {
-        return Err(Error::file(&project, "is not a folder, a verifier's project is one", "give the folder that its files are in"));
+        return Err(Error::file(
+            &project,
+            "is not a folder, a verifier's project is one",
+            "give the folder that its files are in",
+        ));
     }
     let names = entries(&project);
     let covered = names.iter().filter(|n| is_covered(&project, n)).map(|n| project.join(n)).collect();
     let project_entries = names.into_iter().filter(|n| !n.starts_with('.')).collect();
     let environment = environment(verifier, home.as_deref(), &project);
     let (visible, links) = sight.settle();
-    Ok(View { visible, links, covered, home, project, project_entries, environment, processes_of_user: watch::processes_of_user(sys::ids().0) })
+    Ok(View {
+        visible,
+        links,
+        covered,
+        home,
+        project,
+        project_entries,
+        environment,
+        processes_of_user: watch::processes_of_user(sys::ids().0),
+    })
 }
 
 /// Also sockets and pipes: a read-only mount keeps nobody from talking through them.
@@ -89,9 +125,13 @@ fn is_covered(project: &Path, name: &str) -> bool {
 
 fn environment(verifier: &Verifier, home: Option<&Path>, project: &Path) -> Vec<(String, String)> {
     let is_passed = |name: &str| {
-        VARIABLES.contains(&name) || FOLDER_VARIABLES.contains(&name) || name.starts_with("LC_") || verifier.pass.iter().any(|p| p == name)
+        VARIABLES.contains(&name)
+            || FOLDER_VARIABLES.contains(&name)
+            || name.starts_with("LC_")
+            || verifier.pass.iter().any(|p| p == name)
     };
-    let mut environment: Vec<(String, String)> = verifier.environment.iter().filter(|(name, _)| is_passed(name)).cloned().collect();
+    let mut environment: Vec<(String, String)> =
+        verifier.environment.iter().filter(|(name, _)| is_passed(name)).cloned().collect();
     // Where HOME is another than the user's own, toolchains are found by their variables.
     for (name, folder) in TOOLCHAIN_HOMES {
         let path = home.map(|home| home.join(folder)).filter(|path| path.is_dir());
