@@ -181,6 +181,11 @@ pub fn default_signals() {
     }
 }
 
+pub fn new_group() {
+    // SAFETY: numbers only; it fails for nobody that leads no session.
+    unsafe { libc::setpgid(0, 0) };
+}
+
 pub fn new_session() {
     // SAFETY: no arguments; fails only for a leader of a group, which has its own session by then.
     unsafe { libc::setsid() };
