@@ -3,7 +3,6 @@
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -65,8 +64,6 @@ impl<'a> Call<'a> {
                 .stdin(Stdio::from(std::os::fd::OwnedFd::from(theirs)))
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
-                // Ctrl-C goes to the terminal's group: the keeper is not to die of it, but to clear away first.
-                .process_group(0)
                 .spawn()?,
         );
         let end = Instant::now() + plan.limits.wall() + GRACE;

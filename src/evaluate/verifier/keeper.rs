@@ -25,6 +25,10 @@ const MAX_PLAN_BYTES: u64 = 1 << 30;
 
 /// The hidden command. Gives the process's exit code.
 pub fn main() -> u8 {
+    // Ctrl-C goes to the terminal's session: the keeper is not to die of it, but to clear away first. The command stays in
+    // the keeper's session: Linux shares the processors out by session (autogroup), and from another one than the busy
+    // item's the watch was seen to come 40 s late.
+    sys::new_session();
     sys::close_from(3);
     let report = match read_plan() {
         Ok(plan) => keep(&plan),
@@ -165,7 +169,7 @@ fn end_descendants(first: libc::pid_t) {
         // Stopped first, a fork bomb grows no more while it is killed.
         let stop = (round == 0).then_some(libc::SIGSTOP);
         for signal in stop.into_iter().chain([libc::SIGKILL]) {
-            // Its group and session, for systems without /proc.
+            // Its group, for systems without /proc.
             if round == 0 {
                 sys::kill(-first, signal);
             }
@@ -209,7 +213,7 @@ impl Tail {
     }
 }
 
-/// The command without namespaces: a session of its own, limits, a clean environment and a home in the scratch folder.
+/// The command without namespaces: a process group of its own, limits, a clean environment and a home in the scratch folder.
 fn start_limited(plan: &Plan, output: RawFd) -> Result<Started, Ended> {
     let folder = Folder::new().map_err(|e| refused("a folder for temporary files", &e))?;
     let (item, home, tmp) = (folder.0.join("item"), folder.0.join("home"), folder.0.join("tmp"));
@@ -220,7 +224,6 @@ fn start_limited(plan: &Plan, output: RawFd) -> Result<Started, Ended> {
     // The limit counts all that the user runs, not this item alone. For root there is none: it is watched only.
     let others = watch::processes_of_user(sys::ids().0);
     let pid = sys::fork(|| {
-        sys::new_session();
         #[cfg(target_os = "linux")]
         let _ = sys::linux::die_with_parent().and_then(|()| sys::linux::no_new_privileges());
         become_command(plan, output, &item, &home, &tmp, others)
@@ -248,6 +251,8 @@ pub fn write_scratch(plan: &Plan, folder: &Path) -> io::Result<()> {
 /// The last step of the child: becomes the command. `others`: processes that the limit of processes counts as well. Gives an
 /// exit code where it cannot.
 pub fn become_command(plan: &Plan, output: RawFd, item: &Path, home: &Path, tmp: &Path, others: u64) -> i32 {
+    // What it sends to its group goes to itself, not to the keeper.
+    sys::new_group();
     let go = || -> io::Result<io::Error> {
         std::env::set_current_dir(item)?;
         let nothing = fs::File::open("/dev/null")?;

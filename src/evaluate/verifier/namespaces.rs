@@ -86,7 +86,7 @@ fn map_users(pid: libc::pid_t, as_root: bool) -> io::Result<()> {
 }
 
 fn first_process(plan: &Plan, output: RawFd, as_root: bool) -> Ended {
-    sys::new_session();
+    sys::new_group();
     let home = match build(plan, as_root) {
         Ok(home) => home,
         Err((step, error)) => return refused(step, &error),

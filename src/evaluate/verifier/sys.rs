@@ -161,8 +161,9 @@ fn wait(pid: libc::pid_t, flags: libc::c_int) -> Option<(libc::pid_t, Status)> {
 
 /// `pid` below 0: the process group.
 pub fn kill(pid: libc::pid_t, signal: libc::c_int) {
-    // SAFETY: a system call on numbers; one that is gone already is no matter. 0, -1 and 1 are never asked for.
-    if pid > 1 || pid < -1 {
+    // 0, -1 and 1 are this group, everybody and the first of all: never asked for.
+    if !(-1..=1).contains(&pid) {
+        // SAFETY: a system call on numbers; one that is gone already is no matter.
         unsafe { libc::kill(pid, signal) };
     }
 }
@@ -178,6 +179,11 @@ pub fn default_signals() {
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
     }
+}
+
+pub fn new_group() {
+    // SAFETY: numbers only; it fails for nobody that leads no session.
+    unsafe { libc::setpgid(0, 0) };
 }
 
 pub fn new_session() {
