@@ -115,7 +115,7 @@ impl<'a> Champion<'a> {
             None => {
                 let moves = self.store.moves(Some((&self.server, &alias)))?;
                 let line = line(&moves);
-                let before = line.iter().rev().skip_while(|named| named.digest == now.digest).next().cloned();
+                let before = line.iter().rev().find(|named| named.digest != now.digest).cloned();
                 let before = before.ok_or_else(|| {
                     Error::usage(
                         format!("nothing served before {}, as far as this store knows", now.name),
