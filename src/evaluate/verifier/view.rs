@@ -56,7 +56,7 @@ const BESIDE_BIN: [&str; 5] = ["lib", "lib64", "libexec", "include", "pyvenv.cfg
 /// Folders of the home where programs may lie but secrets do for sure: a PATH that leads there is not followed.
 const SECRET: [&str; 9] = [".ssh", ".gnupg", ".aws", ".azure", ".kube", ".docker", ".config", ".agent", ".password-store"];
 /// At the top of a project: what holds secrets, or what the work on it is steered by.
-const COVERED: [&str; 10] = [".agent", ".git", ".env", ".netrc", ".npmrc", ".pypirc", ".ssh", ".aws", ".config", ".claude"];
+const COVERED: [&str; 9] = [".agent", ".git", ".env", ".netrc", ".npmrc", ".pypirc", ".ssh", ".aws", ".config"];
 /// Too much to be shown whole; these stand at these places within the namespaces as their own.
 const NEVER: [&str; 9] = ["/", "/tmp", "/var/tmp", "/proc", "/dev", "/sys", "/etc", "/run", "/var"];
 /// A folder with more is no folder of programs, or no project: nothing is linked beyond.
