@@ -523,6 +523,12 @@ fn a_command_harms_neither_its_keeper_nor_the_project_nor_other_items() {
     assert_eq!(common::files(w.project.path()), ["kept"]);
     assert_eq!(fs::read_to_string(w.project.path().join("kept")).unwrap(), "kept\n");
     assert_eq!(fs::metadata(w.project.path()).unwrap().permissions().mode() & 0o777, 0o755);
+    // What it sends to its own group reaches no keeper.
+    for confinement in BOTH {
+        let mut w = world("trap : TERM; kill -TERM 0; echo alive");
+        w.verifier.confinement = confinement;
+        assert_eq!(printed(&w), "alive\n");
+    }
     // All that it may kill, which on this machine would be everything: within, that is what it started itself.
     assert_eq!(printed(&world("sleep 100 & kill -9 -1; echo alone")), "alone\n");
 }
@@ -623,6 +629,13 @@ fn a_project_that_is_the_home_folder_is_refused() {
     assert!(matches!(w.verifier.check(&answer("x")), Outcome::Broken { .. }));
     w.verifier.project = w.project.path().join("none");
     assert!(w.verifier.probe().is_err());
+    // For root the command is nobody's, and such a one could not read the project.
+    w.verifier.project = w.project.path().to_owned();
+    fs::set_permissions(w.project.path(), fs::Permissions::from_mode(0o700)).unwrap();
+    match w.verifier.probe() {
+        Ok(()) => assert!(!is_root()),
+        Err(error) => common::says(&format!("{error}; {}", error.hint().unwrap()), &["as root", "chmod o+rx"]),
+    }
 }
 
 /// A keeper that may not make a user namespace: one that root forbids within a namespace.
@@ -645,9 +658,13 @@ fn a_system_without_user_namespaces_is_a_clear_refusal() {
     printed(&w);
 }
 
+fn is_root() -> bool {
+    std::os::unix::fs::MetadataExt::uid(&fs::metadata("/proc/self").unwrap()) == 0
+}
+
 #[test]
 fn an_ordinary_user_is_held_as_well() {
-    if fs::metadata("/proc/self").map(|m| std::os::unix::fs::MetadataExt::uid(&m)).unwrap() != 0 {
+    if !is_root() {
         return;
     }
     if !Path::new("/usr/bin/setpriv").exists() {

@@ -100,6 +100,13 @@ pub fn of(verifier: &Verifier) -> Result<View> {
             "give the folder that its files are in",
         ));
     }
+    if strict && sys::is_root() && !is_open(&project) {
+        return Err(Error::file(
+            &project,
+            "only its owner may read it, and as root the verifier runs as nobody",
+            format!("let others read it (`chmod o+rx {}`), or start retune as an ordinary user", project.display()),
+        ));
+    }
     let names = entries(&project);
     let covered = names.iter().filter(|n| is_covered(&project, n)).map(|n| project.join(n)).collect();
     let project_entries = names.into_iter().filter(|n| !n.starts_with('.')).collect();
@@ -115,6 +122,12 @@ pub fn of(verifier: &Verifier) -> Result<View> {
         environment,
         processes_of_user: watch::processes_of_user(sys::ids().0),
     })
+}
+
+/// Whether others may look into a folder.
+fn is_open(folder: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+    folder.metadata().is_ok_and(|metadata| metadata.permissions().mode() & 0o005 == 0o005)
 }
 
 /// Also sockets and pipes: a read-only mount keeps nobody from talking through them.
