@@ -61,6 +61,7 @@ fn versions_are_promoted_rolled_back_and_told_on_both() {
         };
         refusal(2, &run(&peer, &root, &[], &["history"]), "a history before there is one");
         refusal(2, &run(&peer, &root, &[], &["rollback"]), "a roll-back before there is anything");
+        assert!(!root.exists(), "in a wrong folder nothing is begun");
         assert_eq!(deploy("zzzz", &[])["promoted"], true, "the first version serves");
         let second = deploy("wwww", &[]);
         assert_eq!((&second["version"], &second["promoted"]), (&2.into(), &false.into()));

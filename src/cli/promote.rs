@@ -1,6 +1,6 @@
 //! `retune promote`, `retune rollback` and `retune history`: which version serves, and which did.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -27,6 +27,8 @@ pub struct RoleArgs {
 impl RoleArgs {
     /// Takes the alias and runs `act` on it.
     fn with_champion(&self, act: impl FnOnce(&mut Champion, &mut dyn FnMut(&str)) -> Result<Moved>) -> Result<Moved> {
+        // In a wrong folder nothing is begun.
+        store_in(&self.root)?;
         let ollama = Ollama::from_env()?;
         let mut note = |text: &str| eprintln!("note: {text}");
         act(&mut Champion::open(&ollama, &self.root, &self.name_prefix, &self.role, &mut note)?, &mut note)
@@ -109,12 +111,7 @@ pub struct HistoryArgs {
 }
 
 pub fn run_history(args: &HistoryArgs) -> Result<()> {
-    let store = Store::open_if_there(&args.root)?.ok_or_else(|| {
-        Error::usage(
-            format!("there is no {}", Store::path_in(&args.root).display()),
-            "`retune deploy` begins the history; --root names the folder that holds .agent",
-        )
-    })?;
+    let store = store_in(&args.root)?;
     let mut moves = store.moves(None)?;
     if let Some(role) = &args.role {
         moves.retain(|m| m.alias.trim_end_matches(":latest").ends_with(&format!("-{role}")));
@@ -135,6 +132,15 @@ pub fn run_history(args: &HistoryArgs) -> Result<()> {
         say!("  {}", line(m))?;
     }
     Ok(())
+}
+
+fn store_in(root: &Path) -> Result<Store> {
+    Store::open_if_there(root)?.ok_or_else(|| {
+        Error::usage(
+            format!("there is no {}", Store::path_in(root).display()),
+            "`retune deploy` begins it; --root names the folder that holds .agent",
+        )
+    })
 }
 
 /// `2026-11-21 17:30  promotion  v1 -> v2  better on 61 of 100`
