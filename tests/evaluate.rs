@@ -121,10 +121,26 @@ fn a_verifier_decides_where_one_is_given_and_a_broken_one_is_no_verdict() {
         (&json!("verified"), &json!("promote")),
         "{judged}"
     );
+    // One that cannot judge every third item, by their rows' own field.
+    let rows = fs::read_to_string(&old).unwrap();
+    let numbered = rows.lines().enumerate().map(|(n, line)| {
+        let mut row: Value = serde_json::from_str(line).unwrap();
+        row["kind"] = json!(format!("k{}", n % 3));
+        row
+    });
+    let numbered = place.rows("numbered.jsonl", numbered);
+    let some = ["--verifier", "grep -q k0 fields/kind && exit 125; grep -q z answer.txt"];
+    let output = place.run(&[&["--candidate", &adapter, "--data", &numbered, "--max-tokens", "8", "--json"], &some[..]].concat());
+    says(&String::from_utf8_lossy(&output.stderr), &["20 of 60 items were left out", "cannot judge row 1"]);
+    let judged: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        (&judged["judgement"]["primary"]["items"], &judged["judgement"]["primary"]["candidate"]),
+        (&json!(40), &json!(1.0))
+    );
     let broken = place.run(&["--candidate", &adapter, "--data", &old, "--max-tokens", "8", "--verifier", "no-such-program-here"]);
     says(&refusal(1, &broken, "a verifier that is not there"), &["the verifier cannot judge", "127"]);
     let store = Store::open(&place.path("root")).unwrap();
-    assert_eq!(store.evaluation_items(2).unwrap(), 0, "nothing was recorded of it");
+    assert_eq!(store.evaluation_items(3).unwrap(), 0, "nothing was recorded of it");
 }
 
 #[test]

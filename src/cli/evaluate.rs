@@ -39,6 +39,9 @@ pub struct Args {
     /// How the verifier is held; `limits` promises nothing about files and network
     #[arg(long, value_enum, default_value = "namespaces")]
     verifier_confinement: ConfinementArg,
+    /// A folder or file beside the project that the verifier may read; may be given more than once
+    #[arg(long, value_name = "PATH")]
+    verifier_see: Vec<PathBuf>,
     /// Seconds that the verifier may take for an answer
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     verifier_timeout: f64,
@@ -86,6 +89,7 @@ pub fn run(args: &Args) -> Result<()> {
     let verifier = args.verifier.as_ref().map(|command| {
         let mut verifier = Verifier::new(command.clone())?;
         verifier.limits.wall_secs = args.verifier_timeout;
+        verifier.see.clone_from(&args.verifier_see);
         verifier.confinement = match args.verifier_confinement {
             ConfinementArg::Namespaces => Confinement::Namespaces,
             ConfinementArg::Limits => Confinement::Limits,

@@ -1,5 +1,6 @@
 //! Candidate against champion on the same frozen items, in process: run both, let the verifier look, judge, record.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -109,6 +110,7 @@ pub fn evaluate(
     }
 
     let mut compare = |items: &Items, verifier: Option<&Verifier>| -> Result<Comparison> {
+        let mut unjudged = Unjudged::new();
         let mut run = |who: &str, player: &Player| -> Result<Vec<ItemResult>> {
             let all = items.items.len();
             let mut results = items.run(base, player.adapter.as_ref(), request.max_tokens, stop, &mut |done| {
@@ -116,12 +118,26 @@ pub fn evaluate(
             })?;
             if let Some(verifier) = verifier.filter(|_| request.max_tokens > 0) {
                 progress(&format!("the verifier looks at {all} answers of the {who}"));
-                verify(verifier, items, &mut results, stop)?;
+                unjudged.append(&mut verify(verifier, items, &mut results, stop)?);
             }
             Ok(results)
         };
-        let results = (run("candidate", &candidate)?, run("champion", &champion)?);
-        Comparison::pair(results.0, results.1).map_err(|unpaired| Error::data(unpaired.to_string(), "report this"))
+        let (mut candidate, mut champion) = (run("candidate", &candidate)?, run("champion", &champion)?);
+        if let Some((row, why)) = unjudged.values().min() {
+            // What says nothing of one side's answer says nothing of the pair.
+            for side in [&mut candidate, &mut champion] {
+                side.retain(|result| !unjudged.contains_key(&result.item));
+            }
+            let told = format!("the verifier cannot judge row {row}: {why}");
+            if candidate.is_empty() {
+                return Err(Error::data(
+                    told + ", and no other row either",
+                    "run it by hand on an answer of yours (docs/verifier.md says in which folder it runs)",
+                ));
+            }
+            note(&format!("{} of {} items were left out: {told}", unjudged.len(), items.items.len()));
+        }
+        Comparison::pair(candidate, champion).map_err(|unpaired| Error::data(unpaired.to_string(), "report this"))
     };
     let comparison = compare(&work, request.verifier.as_ref())?;
     let suites = suites
@@ -177,8 +193,11 @@ fn suite_name(path: &Path) -> String {
     path.file_stem().map_or_else(|| "suite".to_owned(), |stem| stem.to_string_lossy().into_owned())
 }
 
-/// Asks the verifier about every answer. One that does not work says nothing of the answers: an error.
-fn verify(verifier: &Verifier, items: &Items, results: &mut [ItemResult], stop: &AtomicBool) -> Result<()> {
+/// Items that a verifier could not judge: their row, and why.
+type Unjudged = BTreeMap<String, (usize, String)>;
+
+/// Asks the verifier about every answer. Where it does not work, that says nothing of the answer.
+fn verify(verifier: &Verifier, items: &Items, results: &mut [ItemResult], stop: &AtomicBool) -> Result<Unjudged> {
     let asked: Vec<VerifierItem> = items
         .items
         .iter()
@@ -190,18 +209,17 @@ fn verify(verifier: &Verifier, items: &Items, results: &mut [ItemResult], stop: 
         })
         .collect();
     let outcomes = verifier.check_all(&asked, 0, &|_| (), stop)?;
+    let mut unjudged = Unjudged::new();
     for ((item, result), outcome) in items.items.iter().zip(results).zip(&outcomes) {
-        if let Outcome::Broken { why, output } = outcome {
-            let said = output.trim();
-            let said = if said.is_empty() { String::new() } else { format!("; it said: {said}") };
-            return Err(Error::data(
-                format!("the verifier cannot judge the answer to row {}: {why}{said}", item.row),
-                "run it by hand on an answer of yours (docs/verifier.md says in which folder it runs)",
-            ));
-        }
-        if let Some(answer) = &mut result.answer {
-            answer.verified = Some(outcome.passed());
+        match (outcome, &mut result.answer) {
+            (Outcome::Broken { why, output }, _) => {
+                let said = output.trim();
+                let said = if said.is_empty() { String::new() } else { format!("; it said: {said}") };
+                unjudged.insert(item.id.clone(), (item.row, format!("{why}{said}")));
+            }
+            (outcome, Some(answer)) => answer.verified = Some(outcome.passed()),
+            (_, None) => (),
         }
     }
-    Ok(())
+    Ok(unjudged)
 }
