@@ -7,6 +7,7 @@ pub mod demo;
 pub mod deploy;
 pub mod domain;
 pub mod error;
+pub mod evaluate;
 pub mod export;
 pub mod fault;
 pub mod formats;
@@ -15,6 +16,7 @@ pub mod machine;
 pub mod model;
 pub mod pipeline;
 pub mod runtime;
+pub mod store;
 pub mod text;
 pub mod train;
 

@@ -1,9 +1,11 @@
 //! From a base and rows to an adapter in its folder: the stages in their order.
 
+pub mod champion;
 pub mod convert;
 mod dataset;
 pub mod deploy;
 pub mod doctor;
+pub mod evaluate;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
@@ -296,6 +298,11 @@ impl RunFolder {
             _ => Ok(()),
         }
     }
+}
+
+/// Of what an adapter is: its settings and its numbers.
+fn adapter_digest(adapter: &Adapter) -> String {
+    digest_of(&json!({"spec": adapter.spec, "params": digest_bytes(bytemuck::cast_slice(&adapter.params))}))
 }
 
 fn digest_bytes(bytes: &[u8]) -> String {

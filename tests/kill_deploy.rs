@@ -13,6 +13,7 @@ use std::process::{Command, Output};
 
 use ollama_peer::{BOTH, Kind, Peer};
 use retune::runtime::ollama::Options;
+use retune::store::Store;
 
 const ALIAS: &str = "my-coder-tuned-coder:latest";
 
@@ -99,12 +100,27 @@ fn written(adapter: &Path, root: &Path) -> BTreeMap<String, Vec<u8>> {
     let mut found = BTreeMap::new();
     for (folder, shown) in [(adapter.to_owned(), "adapter"), (root.join(".agent"), ".agent")] {
         for name in common::files(&folder) {
-            if !name.ends_with(".partial") {
+            // The store says when things were; what it holds is looked at below.
+            if !name.ends_with(".partial") && !name.starts_with("experience.db") {
                 found.insert(format!("{shown}/{name}"), fs::read(folder.join(&name)).unwrap());
             }
         }
     }
     found
+}
+
+/// The store is sound, and its history says what the alias names.
+fn is_recorded(peer: &Peer, root: &Path, when: &str) {
+    let store = Store::open(root).unwrap();
+    assert_eq!(store.damage().unwrap(), None, "{when}");
+    let moves = store.moves(None).unwrap();
+    assert!(moves.iter().all(|m| m.end.is_some()), "{when}: a move is left open: {moves:?}");
+    let last = moves.iter().rfind(|m| m.is_done()).expect("a move");
+    assert_eq!((last.to_name.as_str(), &last.to_digest), ("my-coder-tuned-coder:v1", &peer.digest(ALIAS)), "{when}");
+    assert!(last.from_name.as_ref().is_some_and(|name| name.contains(":kept-")), "{when}: {last:?}");
+    assert_eq!(moves.iter().filter(|m| m.is_done() && m.to_digest == last.to_digest).count(), 1, "{when}: moved once: {moves:?}");
+    let deployments = store.deployments(&last.server, "my-coder-tuned-coder").unwrap();
+    assert_eq!(deployments.iter().map(|d| (d.version, &d.digest)).collect::<Vec<_>>(), [(1, &last.to_digest)], "{when}");
 }
 
 /// What holds at any moment: whatever is listed can be shown, and the alias answers.
@@ -142,8 +158,18 @@ fn a_kill_at_every_point_of_a_deployment_keeps_what_serves_and_the_same_command_
         assert!(whole.status.success(), "{kind:?}: {}", said(&whole));
         let (expected, points) = (written(&adapter, &root), fault_points(&log));
         let file = if kind == Kind::Current { "rename merged.gguf" } else { "rename base.gguf" };
-        for wanted in ["http push", "http create", "http copy", "rename Modelfile.coder", "rename ollama-capabilities.json", file]
-        {
+        for wanted in [
+            "http push",
+            "http create",
+            "http copy",
+            "rename Modelfile.coder",
+            "rename ollama-capabilities.json",
+            "commit tables",
+            "committed deployment",
+            "committed begin of a move",
+            "commit end of a move",
+            file,
+        ] {
             assert!(points.iter().any(|point| point.starts_with(wanted)), "{kind:?}: no point {wanted}: {points:?}");
         }
         let mode = serde_json::from_slice::<serde_json::Value>(&whole.stdout).unwrap()["mode"].clone();
@@ -166,7 +192,9 @@ fn a_kill_at_every_point_of_a_deployment_keeps_what_serves_and_the_same_command_
             assert_eq!(peer.digest(ALIAS), peer.digest("my-coder-tuned-coder:v1"), "{when}, then again");
             assert_eq!(peer.digest("my-coder-tuned-coder:v2"), "", "{when}: no version is made twice");
             let names: Vec<String> = peer.ollama.tags().unwrap().into_iter().map(|tag| tag.name).collect();
-            assert_eq!(names.len(), 2, "{when}: trials are left: {names:?}");
+            // The version, the alias, and a name for what served before, which had none.
+            assert_eq!(names.len(), 3, "{when}: trials are left: {names:?}");
+            is_recorded(&peer, &root, &when);
             assert_eq!(written(&adapter, &root).keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>(), "{when}");
             fs::remove_dir_all(&root).unwrap();
         }

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 fn level(room: &str) -> Option<u32> {
     Some(match room {
         "domain" | "error" | "fault" | "machine" | "Error" | "Result" => 0,
-        "formats" | "runtime" => 1,
+        "formats" | "runtime" | "store" => 1,
         "text" | "model" => 2,
         "base" | "infer" | "train" | "export" | "deploy" => 3,
+        "evaluate" => 4,
         "pipeline" => 5,
         "demo" => 6,
         "cli" => 7,

@@ -11,15 +11,18 @@ mod convert;
 mod demo;
 mod deploy;
 mod doctor;
+mod evaluate;
 mod generate;
 mod loss;
 mod merge;
 mod progress;
+mod promote;
 mod render;
 mod tokenize;
 mod train;
 
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::{Parser, Subcommand};
 
@@ -49,9 +52,16 @@ enum Command {
     Convert(convert::Args),
     Merge(merge::Args),
     Deploy(deploy::Args),
+    Evaluate(Box<evaluate::Args>),
+    Promote(promote::Args),
+    Rollback(promote::RollbackArgs),
+    History(promote::HistoryArgs),
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
+    /// Holds a verifier's command for one item; retune starts this itself
+    #[command(name = "__confine", hide = true)]
+    Confine,
 }
 
 /// How a command ended that did not fail.
@@ -75,9 +85,14 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => convert::run(args).map(|()| Ended::Done),
         Command::Merge(args) => merge::run(args).map(|()| Ended::Done),
         Command::Deploy(args) => deploy::run(args),
+        Command::Evaluate(args) => evaluate::run(args).map(|()| Ended::Done),
+        Command::Promote(args) => promote::run(args).map(|()| Ended::Done),
+        Command::Rollback(args) => promote::run_rollback(args).map(|()| Ended::Done),
+        Command::History(args) => promote::run_history(args).map(|()| Ended::Done),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
         Command::Doctor(args) => doctor::run(args),
+        Command::Confine => return ExitCode::from(crate::evaluate::verifier::keeper::main()),
     };
     match result {
         Ok(Ended::Done) => ExitCode::SUCCESS,
@@ -101,6 +116,24 @@ fn set_signals() {
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
     }
+}
+
+/// Set by the first Ctrl-C, or a polite kill.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn on_interrupt(signal: libc::c_int) {
+    STOP.store(true, Ordering::SeqCst);
+    // SAFETY: signal() is async-signal-safe and restores the default for the next Ctrl-C.
+    unsafe { libc::signal(signal, libc::SIG_DFL) };
+}
+
+/// From here on the first Ctrl-C asks to stop in good order; the second one ends the process as usual.
+fn stop_on_interrupt() -> &'static AtomicBool {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        // SAFETY: the handler only stores to an atomic and calls signal().
+        unsafe { libc::signal(signal, on_interrupt as *const () as libc::sighandler_t) };
+    }
+    &STOP
 }
 
 /// Prints a value as one line of JSON on stdout.

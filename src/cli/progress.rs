@@ -196,3 +196,31 @@ impl Drop for Fetching {
         }
     }
 }
+
+/// One line on a terminal that is written over; nothing elsewhere.
+pub struct Line(Option<ProgressBar>);
+
+impl Line {
+    pub fn new(quiet: bool) -> Self {
+        let seen = !quiet && std::io::stderr().is_terminal();
+        Self(seen.then(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            if let Ok(style) = ProgressStyle::with_template("{msg}") {
+                bar.set_style(style);
+            }
+            bar
+        }))
+    }
+
+    pub fn say(&self, text: &str) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(text.to_owned());
+        }
+    }
+
+    pub fn clear(&self) {
+        if let Some(bar) = &self.0 {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,7 +1,6 @@
 //! `retune train`: rows in, an adapter out.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::ValueEnum as _;
 
@@ -235,27 +234,15 @@ impl Args {
     }
 }
 
-/// Set by the first Ctrl-C; the second one ends the process as usual.
-static STOP: AtomicBool = AtomicBool::new(false);
-
-extern "C" fn on_interrupt(signal: libc::c_int) {
-    STOP.store(true, Ordering::SeqCst);
-    // SAFETY: signal() is async-signal-safe and restores the default for the next Ctrl-C.
-    unsafe { libc::signal(signal, libc::SIG_DFL) };
-}
-
 pub fn run(args: &Args) -> Result<()> {
     args.check_supported()?;
     let request = args.request()?;
     request.settings.check()?;
     let base = args.base.open(args.json)?;
-    for signal in [libc::SIGINT, libc::SIGTERM] {
-        // SAFETY: the handler only stores to an atomic and calls signal().
-        unsafe { libc::signal(signal, on_interrupt as *const () as libc::sighandler_t) };
-    }
+    let stop = super::stop_on_interrupt();
     let mut progress = progress::for_training(args.json);
     let quiet = args.json;
-    let report = pipeline::train(&base, &request, progress.as_mut(), &STOP, &mut |text| {
+    let report = pipeline::train(&base, &request, progress.as_mut(), stop, &mut |text| {
         if !quiet {
             eprintln!("{text}");
         }

@@ -1,5 +1,9 @@
 //! Plain data that every room speaks of.
 
 mod example;
+mod verdict;
 
 pub use example::{Example, Message, Tokens};
+pub use verdict::{
+    Answer, Comparison, Estimate, Guard, Guarded, Interval, ItemResult, Paired, Primary, Reason, Standing, Unpaired, Verdict,
+};

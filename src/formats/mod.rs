@@ -10,6 +10,7 @@ use crate::error::{Error, Result};
 pub mod durable;
 pub mod gguf;
 pub mod gguf_adapter;
+pub mod html;
 pub mod peft;
 pub mod row_order;
 pub mod rows;

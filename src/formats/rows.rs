@@ -54,9 +54,7 @@ pub fn read_as(path: &Path, wanted: Wanted) -> Result<Rows> {
     let known = if wanted == Wanted::GoodWork { shapes::KNOWN } else { preferences::KNOWN };
     let mut read = 0;
     for row in Scanner::new(&bytes) {
-        let Scanned { number, line, value } = row.map_err(|(line, problem)| {
-            Error::file(path, format!("line {line}: {problem}"), "expected JSON lines, or one JSON array of objects")
-        })?;
+        let Scanned { number, line, value } = row.map_err(|(line, problem)| no_row(path, line, &problem))?;
         read = number;
         let answers = match wanted {
             Wanted::GoodWork => shapes::example(value).map(|shaped| Vec::from_iter(shaped.map(|shaped| (shaped, true)))),
@@ -87,6 +85,18 @@ pub fn read_as(path: &Path, wanted: Wanted) -> Result<Rows> {
         return Err(Error::file(path, message, hint));
     }
     Ok(rows)
+}
+
+/// Every row as it stands in the file; row N is the N-1st.
+pub fn values(path: &Path) -> Result<Vec<Value>> {
+    let bytes = super::map_file(path)?;
+    Scanner::new(&bytes)
+        .map(|row| row.map(|scanned| scanned.value).map_err(|(line, problem)| no_row(path, line, &problem)))
+        .collect()
+}
+
+fn no_row(path: &Path, line: usize, problem: &str) -> Error {
+    Error::file(path, format!("line {line}: {problem}"), "expected JSON lines, or one JSON array of objects")
 }
 
 /// One JSON value of the file.

@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use retune_kernels::DType;
 use serde::Serialize;
+use serde_json::json;
 
 use super::RUN_FILE;
+use super::champion::{Champion, hold};
 use super::convert::{as_gguf, stored_as};
 use crate::base::{Base, Origin};
 use crate::deploy::{
@@ -20,6 +22,7 @@ use crate::formats::rows::{self, Wanted};
 use crate::infer::generate::{Request, generate, log_sum_exp};
 use crate::model::{Adapter, Module, Stream, Workspace, adapter_files};
 use crate::runtime::ollama::{Blob, Ollama};
+use crate::store::{NewAdapter, NewDeployment, Store};
 use crate::text::render::Renderer;
 use crate::text::template::Template;
 
@@ -108,15 +111,26 @@ struct RunData {
 impl RunMemory {
     /// From `run.json` beside the adapter; empty where there is none.
     pub fn beside(adapter: &Path) -> Result<Self> {
-        let folder = if adapter.is_dir() { adapter } else { adapter.parent().unwrap_or(Path::new(".")) };
-        let path = folder.join(RUN_FILE);
+        Self::text(adapter)?.map_or_else(|| Ok(Self::default()), |(path, text)| Self::parse(&path, &text))
+    }
+
+    /// All of `run.json` beside the adapter.
+    fn whole(adapter: &Path) -> Result<Option<serde_json::Value>> {
+        Self::text(adapter)?.map(|(path, text)| Self::parse(&path, &text)).transpose()
+    }
+
+    fn text(adapter: &Path) -> Result<Option<(PathBuf, String)>> {
+        let path = folder_of(adapter).join(RUN_FILE);
         match std::fs::read_to_string(&path) {
-            Ok(text) => serde_json::from_str(&text).map_err(|e| {
-                Error::file(&path, format!("does not read: {e}"), "give --base and --template by hand, or train again")
-            }),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(Self::default()),
+            Ok(text) => Ok(Some((path, text))),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(Error::io("read", &path)(e)),
         }
+    }
+
+    fn parse<T: serde::de::DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
+        serde_json::from_str(text)
+            .map_err(|e| Error::file(path, format!("does not read: {e}"), "give --base and --template by hand, or train again"))
     }
 
     pub fn base(&self) -> Option<&str> {
@@ -159,9 +173,11 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
 
     let merge_type = request.merge_type.unwrap_or_else(|| fine_enough(base));
     let bases = request.root.join(".agent/bases");
-    let gguf = as_gguf(base, merge_type.of_base(), &bases, note)?;
     let ollama = Ollama::from_env()?;
     let version = ollama.version();
+    // Two at once would give one number twice.
+    let _turn = hold(&request.root.join(".agent/deploy.lock"), "another retune is deploying: waiting for it", note)?;
+    let gguf = as_gguf(base, merge_type.of_base(), &bases, note)?;
     if adapter.spec.dora && request.mode == Mode::Adapter {
         return Err(Error::unsupported(
             format!(
@@ -221,12 +237,16 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         );
         return Ok(Deployed { modelfile, merged, outcome: Outcome::Later { why: why.to_string(), commands } });
     }
+    let server = ollama.address().to_string();
+    let model = alias.trim_end_matches(":latest").to_owned();
+    let mut store = Store::open(&request.root)?;
+    // The alias waits until the comparison below has shown that the right thing is served.
     let deployment = Deployment {
         prefix: request.prefix.clone(),
         role: request.role.clone(),
         spec,
-        promote: request.promote,
-        first_version: 1,
+        promote: Promote::No,
+        first_version: store.next_version(&server, &model)?,
     };
     let bos = base.tokenizer.bos_text();
     let remedies = Remedies {
@@ -234,9 +254,7 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         templates: template.ollama_twin(&base.tokenizer).into_iter().collect(),
         bos: (!bos.is_empty()).then_some(bos),
     };
-    // The alias waits until the comparison below has shown that the right thing is served.
-    let unpromoted = Deployment { promote: Promote::No, ..deployment.clone() };
-    let (mut registered, settlement) = deploy::deploy(&ollama, &unpromoted, &probes, &remedies, true, &mut |_| {})?;
+    let (mut registered, settlement) = deploy::deploy(&ollama, &deployment, &probes, &remedies, true, &mut |_| {})?;
     if let Some(remedy) = &settlement.remedy {
         note(&format!("the prompt that Ollama renders was made the trained one: {remedy}"));
     }
@@ -252,7 +270,38 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
             ),
         ));
     }
-    registered.promoted = deploy::promote(&ollama, &deployment, request.promote, &registered.name)?;
+    let run = RunMemory::whole(&request.adapter)?;
+    store.record_deployment(
+        &NewDeployment {
+            server: &server,
+            model: &model,
+            version: registered.version,
+            digest: &registered.digest,
+            mode: if mode == Mode::Adapter { "adapter" } else { "merged" },
+            size_bytes: ollama.tag(&registered.name)?.map_or(0, |tag| tag.size),
+            recipe: &json!({
+                "base": base.name, "template": template.name, "system": request.system, "mode": mode,
+                "type": request.merge_type.map(|t| t.to_string()), "parameters": settlement.spec.parameters.to_json(),
+                "data": request.data,
+            }),
+        },
+        &NewAdapter {
+            role: &request.role,
+            digest: &super::adapter_digest(&adapter),
+            path: &std::path::absolute(&request.adapter).map_err(Error::io("find", &request.adapter))?.to_string_lossy(),
+            base_name: &base.name,
+            base_digest: &base.digest()?,
+            run: run.as_ref(),
+        },
+    )?;
+    drop(store);
+    let mut champion = Champion::open(&ollama, &request.root, &request.prefix, &request.role, note)?;
+    let now = champion.now()?;
+    registered.promoted = match (request.promote, &now) {
+        (Promote::Yes, _) => champion.promote_judged(&registered.name, None, false, note).map(|_| true)?,
+        (Promote::IfFirst, None) => champion.promote(&registered.name, "the first version").map(|_| true)?,
+        _ => now.is_some_and(|now| now.digest == registered.digest),
+    };
     Ok(Deployed {
         modelfile,
         merged,

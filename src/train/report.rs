@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::metrics::{Line, StepLine};
 use crate::error::Result;
-use crate::formats::durable;
+use crate::formats::html::escape;
+use crate::formats::{durable, html};
 
 /// The file's name in the run's folder.
 pub const FILE: &str = "report.html";
@@ -88,10 +89,10 @@ fn render(run: &Value, lines: &[Line]) -> String {
         let _ = write!(out, "<tr><th>{name}</th><td>{}</td></tr>", escape(value));
         out
     });
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>retune: {title}</title><style>{STYLE}</style>\
-         <h1>{title}</h1><table>{rows}</table>{loss}{accuracy}{rewards}{rate}{norm}<p class=\"small\">run {identity}</p></html>\n",
-        title = escape(&short("/base/name")),
+    let title = short("/base/name");
+    let body = format!(
+        "<h1>{title}</h1><table>{rows}</table>{loss}{accuracy}{rewards}{rate}{norm}<p class=\"small\">run {identity}</p>",
+        title = escape(&title),
         loss = chart(if right_in_steps { "Loss" } else { "Loss over trained tokens" }, &loss),
         accuracy = chart(
             "Share of preferences that the model shares",
@@ -104,14 +105,13 @@ fn render(run: &Value, lines: &[Line]) -> String {
         rate = chart("Learning rate", &[curve("learning rate", "a", |s| s.learning_rate)]),
         norm = chart("Norm of the gradient, before clipping", &[curve("norm", "a", |s| s.grad_norm)]),
         identity = escape(&text("/identity")),
-    )
+    );
+    html::page(&title, CURVES, &body)
 }
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222;background:#fff}\
-h1{font-size:1.5rem}h2{font-size:1rem;margin:1.6rem 0 .2rem}table{border-collapse:collapse}th{text-align:left;font-weight:500;color:#666;padding-right:1.5rem}\
-td,th{padding-block:.1rem;vertical-align:top}svg{width:100%;height:auto}.grid{stroke:#ddd;stroke-width:1}.label{fill:#666;font-size:11px}\
-path{fill:none;stroke-width:1.6}.a{stroke:#2563a8}.b{stroke:#c2571a}circle.b{fill:#c2571a}.key.a{fill:#2563a8;stroke:none}.key.b{fill:#c2571a;stroke:none}.small{color:#888;font-size:12px;overflow-wrap:anywhere}\
-@media(prefers-color-scheme:dark){body{background:#16181c;color:#ddd}.grid{stroke:#333}.a{stroke:#6aa8e8}.key.a{fill:#6aa8e8}}";
+const CURVES: &str = ".grid{stroke:#ddd;stroke-width:1}.label{fill:#666;font-size:11px}\
+path{fill:none;stroke-width:1.6}.a{stroke:#2563a8}.b{stroke:#c2571a}circle.b{fill:#c2571a}.key.a{fill:#2563a8;stroke:none}.key.b{fill:#c2571a;stroke:none}\
+@media(prefers-color-scheme:dark){.grid{stroke:#333}.a{stroke:#6aa8e8}.key.a{fill:#6aa8e8}}";
 
 const WIDTH: f64 = 800.0;
 const HEIGHT: f64 = 220.0;
@@ -181,10 +181,6 @@ fn chart(title: &str, curves: &[Curve]) -> String {
 
 fn tick(value: f64) -> String {
     if value != 0.0 && value.abs() < 0.01 { format!("{value:.1e}") } else { format!("{value:.3}") }
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
 #[cfg(test)]

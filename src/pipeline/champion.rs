@@ -1,0 +1,301 @@
+//! Which version serves: the alias of a role moves by promotion and roll-back. Each move is written down before it is made
+//! and looked at after; killed anywhere, the next command that looks settles what was under way.
+
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::deploy;
+use crate::error::{Error, Result};
+use crate::runtime::ollama::{ModelName, Ollama};
+use crate::store::{AliasMove, End, Evaluation, MoveKind, NewMove, Store};
+
+/// The alias of a role on one Ollama, held by one process at a time.
+pub struct Champion<'a> {
+    ollama: &'a Ollama,
+    store: Store,
+    alias: ModelName,
+    role: String,
+    server: String,
+    _lock: std::fs::File,
+}
+
+/// What a name stands for: the version, and the digest of its manifest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Named {
+    pub name: String,
+    pub digest: String,
+}
+
+/// A move that was asked for, and is so now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Moved {
+    pub alias: String,
+    pub kind: MoveKind,
+    /// `None`: there was no such alias.
+    pub from: Option<Named>,
+    pub to: Named,
+    /// It was so before.
+    pub already: bool,
+}
+
+impl<'a> Champion<'a> {
+    /// Takes the alias, waiting for another retune that moves it; `note` is told then, and of what a killed one left.
+    pub fn open(ollama: &'a Ollama, root: &Path, prefix: &str, role: &str, note: &mut dyn FnMut(&str)) -> Result<Self> {
+        let alias = deploy::alias_name(prefix, role)?;
+        let store = Store::open(root)?;
+        let lock = hold(&root.join(".agent/alias.lock"), "another retune is moving an alias: waiting for it", note)?;
+        let mut champion =
+            Self { ollama, store, alias, role: role.to_owned(), server: ollama.address().to_string(), _lock: lock };
+        champion.settle(note)?;
+        Ok(champion)
+    }
+
+    /// What the alias names now.
+    pub fn now(&self) -> Result<Option<Named>> {
+        let Some(alias) = self.ollama.tag(&self.alias())? else { return Ok(None) };
+        Ok(Some(Named { name: self.version_of(&alias.digest)?.unwrap_or_else(|| self.alias()), digest: alias.digest }))
+    }
+
+    /// `promote` with a look at what the judge said of the version's adapter: a rejected one needs `force`, and what was not judged, or
+    /// not shown to be better, is noted. Where no reason is given, the judge's is told.
+    pub fn promote_judged(
+        &mut self,
+        version: &str,
+        reason: Option<&str>,
+        force: bool,
+        note: &mut dyn FnMut(&str),
+    ) -> Result<Moved> {
+        let name = self.named(version)?.name;
+        let judged = self.evaluation_of(&name)?;
+        let verdict =
+            judged.as_ref().map(|e| (e.id, e.verdict.as_str(), e.judgement["explanation"].as_str().unwrap_or_default()));
+        let told = match verdict {
+            Some((id, "reject", why)) if !force => {
+                return Err(Error::usage(
+                    format!("evaluation {id} rejected {name}: {why}"),
+                    "train another, or promote it all the same with `retune promote --force`; what served before still serves",
+                ));
+            }
+            Some((id, "reject", _)) => format!("forced, though evaluation {id} rejected it"),
+            Some((id, verdict, _)) => format!("evaluation {id}: {verdict}"),
+            None => "not judged".to_owned(),
+        };
+        match verdict {
+            None => note(&format!("no evaluation of {name} is recorded: `retune evaluate` tells whether it is better")),
+            Some((id, "inconclusive", _)) => note(&format!("evaluation {id} did not show that {name} is better")),
+            _ => (),
+        }
+        self.promote(&name, reason.unwrap_or(&told))
+    }
+
+    /// The newest evaluation of the adapter that a version is made of.
+    fn evaluation_of(&self, name: &str) -> Result<Option<Evaluation>> {
+        let deployments = self.store.deployments(&self.server, &self.alias().replace(":latest", ""))?;
+        let Some(found) = deployments.iter().find(|d| d.name().eq_ignore_ascii_case(name)) else { return Ok(None) };
+        self.store.last_evaluation(&self.role, &found.adapter_digest)
+    }
+
+    /// Moves the alias to a version that this Ollama has.
+    pub fn promote(&mut self, version: &str, reason: &str) -> Result<Moved> {
+        let to = self.named(version)?;
+        let from = self.now()?;
+        let kind = if from.is_some() { MoveKind::Promotion } else { MoveKind::First };
+        self.make(kind, from, to, reason)
+    }
+
+    /// Moves the alias back to what served before it, or to the version that is named.
+    pub fn roll_back(&mut self, to: Option<&str>, reason: &str) -> Result<Moved> {
+        let alias = self.alias();
+        let now = self.now()?.ok_or_else(|| {
+            Error::usage(format!("there is no {alias} at Ollama to roll back"), "`retune deploy` makes a first version")
+        })?;
+        let to = match to {
+            Some(version) => self.named(version)?,
+            None => {
+                let moves = self.store.moves(Some((&self.server, &alias)))?;
+                let line = line(&moves);
+                let before = line.iter().rev().find(|named| named.digest != now.digest).cloned();
+                let before = before.ok_or_else(|| {
+                    Error::usage(
+                        format!("nothing served before {}, as far as this store knows", now.name),
+                        "name a version with --to; `retune history` and `ollama list` show them",
+                    )
+                })?;
+                self.still(before)?
+            }
+        };
+        self.make(MoveKind::Rollback, Some(now), to, reason)
+    }
+
+    /// The history of this alias, oldest first.
+    pub fn history(&self) -> Result<Vec<AliasMove>> {
+        self.store.moves(Some((&self.server, &self.alias())))
+    }
+
+    pub fn store(&mut self) -> &mut Store {
+        &mut self.store
+    }
+
+    fn alias(&self) -> String {
+        self.alias.to_string()
+    }
+
+    fn make(&mut self, kind: MoveKind, from: Option<Named>, to: Named, reason: &str) -> Result<Moved> {
+        let alias = self.alias();
+        if from.as_ref().is_some_and(|from| from.digest == to.digest) {
+            return Ok(Moved { alias, kind, from, to, already: true });
+        }
+        let from = from.map(|from| self.keep(from)).transpose()?;
+        let id = self.store.begin_move(&NewMove {
+            server: &self.server,
+            alias: &alias,
+            kind,
+            from: from.as_ref().map(|from| (from.name.as_str(), from.digest.as_str())),
+            to: (&to.name, &to.digest),
+            reason,
+        })?;
+        let moved = deploy::move_alias(self.ollama, &alias, &to.name);
+        let end = match &moved {
+            Ok(()) => End { done: true, message: String::new() },
+            // The copy may have been made although its answer was lost.
+            Err(error) => match self.ollama.tag(&alias) {
+                Ok(Some(tag)) if tag.digest == to.digest => End { done: true, message: format!("made, though: {error}") },
+                _ => End { done: false, message: error.to_string() },
+            },
+        };
+        self.store.end_move(id, &end)?;
+        match moved {
+            Err(error) if !end.done => Err(error),
+            _ => Ok(Moved { alias, kind, from, to, already: false }),
+        }
+    }
+
+    /// What the alias alone names would be lost when it moves: it gets a name to go back to.
+    fn keep(&self, from: Named) -> Result<Named> {
+        let alias = self.alias();
+        if from.name != alias {
+            return Ok(from);
+        }
+        let short: String = from.digest.trim_start_matches("sha256:").chars().take(12).collect();
+        let name = self.alias.with_tag(format!("kept-{short}")).to_string();
+        self.ollama.copy(&alias, &name)?;
+        match self.ollama.tag(&name)? {
+            Some(tag) if tag.digest == from.digest => Ok(Named { name, digest: from.digest }),
+            _ => Err(Error::server(
+                format!("Ollama at {} said that it copied {alias} to {name}, and does not have it there", self.server),
+                "the alias was not moved, what served before still serves; look with `ollama list`",
+            )),
+        }
+    }
+
+    /// What a killed process left under way, and what others did to the alias, gets into the history.
+    fn settle(&mut self, note: &mut dyn FnMut(&str)) -> Result<()> {
+        let alias = self.alias();
+        let moves = self.store.moves(Some((&self.server, &alias)))?;
+        let open: Vec<&AliasMove> = moves.iter().filter(|m| m.end.is_none()).collect();
+        let now = self.ollama.tag(&alias)?.map(|tag| tag.digest);
+        for m in &open {
+            let done = now.as_ref() == Some(&m.to_digest);
+            let message = if done { "its process died after it was made" } else { "its process died before it was made" };
+            note(&format!("a {} of {} to {} was cut off: {message}", m.kind.name(), m.alias, m.to_name));
+            self.store.end_move(m.id, &End { done, message: message.to_owned() })?;
+        }
+        let moves = if open.is_empty() { moves } else { self.store.moves(Some((&self.server, &alias)))? };
+        let Some(now) = now else { return Ok(()) };
+        let last = moves.iter().rev().find(|m| m.is_done());
+        if last.is_some_and(|m| m.to_digest == now) {
+            return Ok(());
+        }
+        let name = self.version_of(&now)?.unwrap_or_else(|| alias.clone());
+        self.store.record_outside_move(&NewMove {
+            server: &self.server,
+            alias: &alias,
+            kind: MoveKind::Outside,
+            from: last.map(|m| (m.to_name.as_str(), m.to_digest.as_str())),
+            to: (&name, &now),
+            reason: "found so, moved by another hand",
+        })
+    }
+
+    /// The best name of a digest: the lowest version, else another tag of the same model, else none.
+    fn version_of(&self, digest: &str) -> Result<Option<String>> {
+        let names = self.ollama.tags()?.into_iter().filter(|tag| tag.digest == digest);
+        let mut names: Vec<ModelName> = names.filter_map(|tag| ModelName::parse(&tag.name).ok()).collect();
+        names.retain(|name| name.same_model(&self.alias) && !name.same(&self.alias));
+        names.sort_by_key(|name| (name.version().is_none(), name.version(), name.tag.clone()));
+        Ok(names.first().map(ToString::to_string))
+    }
+
+    /// `v7`, `7`, another tag or a whole name, as Ollama has it now.
+    fn named(&self, version: &str) -> Result<Named> {
+        let tag = if version.bytes().all(|b| b.is_ascii_digit()) { format!("v{version}") } else { version.to_owned() };
+        let name = if tag.contains(':') { ModelName::parse(&tag)? } else { self.alias.with_tag(tag) };
+        if name.same(&self.alias) || !name.same_model(&self.alias) {
+            return Err(Error::usage(
+                format!("{name} is no version of {}", self.alias.with_tag("vN")),
+                "give a version such as v7; `retune history` and `ollama list` show them",
+            ));
+        }
+        match self.ollama.tag(&name.to_string())? {
+            Some(found) => Ok(Named { name: found.name, digest: found.digest }),
+            None => Err(Error::usage(format!("Ollama at {} has no {name}", self.server), format!("it has {}", self.versions()?))),
+        }
+    }
+
+    /// That what served is there still, under its name or another.
+    fn still(&self, named: Named) -> Result<Named> {
+        let there = self.ollama.tag(&named.name)?.is_some_and(|tag| tag.digest == named.digest);
+        if there && named.name != self.alias() {
+            return Ok(named);
+        }
+        match self.version_of(&named.digest)? {
+            Some(name) => Ok(Named { name, digest: named.digest }),
+            None => Err(Error::usage(
+                format!("{} served before, and Ollama at {} does not have it any more", named.name, self.server),
+                format!("name another with --to; it has {}", self.versions()?),
+            )),
+        }
+    }
+
+    fn versions(&self) -> Result<String> {
+        let names = self.ollama.tags()?.into_iter().filter_map(|tag| ModelName::parse(&tag.name).ok());
+        let names: Vec<String> =
+            names.filter(|name| name.same_model(&self.alias) && !name.same(&self.alias)).map(|name| name.tag).collect();
+        Ok(if names.is_empty() { format!("no version of {} at all", self.alias.model) } else { names.join(", ") })
+    }
+}
+
+/// What served, from the first to the last, as if what was rolled back had never been: the way back from here.
+fn line(moves: &[AliasMove]) -> Vec<Named> {
+    let mut line: Vec<Named> = Vec::new();
+    for m in moves.iter().filter(|m| m.is_done()) {
+        let to = Named { name: m.to_name.clone(), digest: m.to_digest.clone() };
+        if let (true, Some(name), Some(digest)) = (line.is_empty(), &m.from_name, &m.from_digest) {
+            line.push(Named { name: name.clone(), digest: digest.clone() });
+        }
+        match line.iter().rposition(|known| known.digest == to.digest) {
+            Some(at) if m.kind == MoveKind::Rollback || at + 1 == line.len() => line.truncate(at + 1),
+            _ => line.push(to),
+        }
+    }
+    line
+}
+
+/// Takes a lock file until it is closed. Where another process has it, `note` is told `busy`, and it is waited for.
+pub(super) fn hold(path: &Path, busy: &str, note: &mut dyn FnMut(&str)) -> Result<std::fs::File> {
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
+    }
+    let file = std::fs::File::create(path).map_err(Error::io("create", path))?;
+    if let Err(std::fs::TryLockError::WouldBlock) = file.try_lock() {
+        note(busy);
+        // A file system without locks is no reason not to go on.
+        let _ = file.lock();
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+#[path = "champion_tests.rs"]
+mod tests;
