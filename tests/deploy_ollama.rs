@@ -13,6 +13,7 @@ use retune::deploy::{
 };
 use retune::domain::Message;
 use retune::formats::gguf::{GgmlType, Gguf, TensorSource, Value, Writer};
+use retune::runtime::Registry as _;
 use retune::runtime::ollama::store::Store;
 use retune::runtime::ollama::{Answer, Blob, Ollama, Options, Probe};
 use retune::text::render::Renderer;

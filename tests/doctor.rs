@@ -15,6 +15,7 @@ use hub_server::{HubServer, Repo};
 use ollama_peer::{BOTH, Kind, Peer, data_file, peer_file};
 use retune::deploy::{Deployment, ModelSpec, Parameters, Promote, register};
 use retune::formats::gguf::{Value, Writer};
+use retune::runtime::Registry as _;
 use retune::runtime::ollama::Blob;
 use serde_json::Value as Json;
 

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use ollama_peer::{BOTH, Kind, Peer};
+use retune::runtime::Registry as _;
 use retune::runtime::ollama::Options;
 use retune::store::Store;
 

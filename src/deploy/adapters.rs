@@ -11,6 +11,7 @@ use super::modelfile::{From, ModelSpec, Parameters};
 use super::register::{create, served_digest, verify};
 use crate::error::{Error, Result};
 use crate::formats::durable;
+use crate::runtime::Registry;
 use crate::runtime::ollama::{Blob, Ollama};
 
 /// What became known.

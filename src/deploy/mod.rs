@@ -7,6 +7,7 @@ mod go_template;
 mod modelfile;
 mod prompt;
 mod register;
+pub mod shelf;
 
 pub use adapters::{AdapterSupport, adapter_support, remembered_support};
 pub use compare::{Compared, Divergence, OwnAnswer, OwnToken, Report, TIE_LOGPROB, Verdict, compare_answer, compare_served};
@@ -15,6 +16,7 @@ pub use prompt::{Difference, Foresight, Mismatch, PromptProbe, Remedies, Settlem
 pub use register::{Deployment, Progress, Promote, Registered, alias_name, move_alias, promote, register};
 
 use crate::error::{Error, Result};
+use crate::runtime::Registry;
 use crate::runtime::ollama::Ollama;
 
 /// The tag under which prompts are tried before there is a version.

@@ -9,7 +9,8 @@ use std::path::Path;
 use super::modelfile::{From, ModelSpec};
 use crate::error::{Error, Result};
 use crate::formats::gguf::Gguf;
-use crate::runtime::ollama::{ModelName, Ollama, ParameterValue, Shown, Tag};
+use crate::runtime::ollama::{Ollama, ParameterValue, Shown};
+use crate::runtime::{ModelName, Registry, Tag};
 
 /// What to register, and as what.
 #[derive(Clone, Debug)]
@@ -138,22 +139,22 @@ pub fn promote(ollama: &Ollama, deployment: &Deployment, when: Promote, version:
 
 /// Moves an alias to a version that is there: one copy of a manifest, then a look at both. Promotion and roll-back are
 /// this. An alias that names the version already is left alone.
-pub fn move_alias(ollama: &Ollama, alias: &str, version: &str) -> Result<()> {
-    let wanted = digest_of(ollama, version)?;
+pub fn move_alias(registry: &dyn Registry, alias: &str, version: &str) -> Result<()> {
+    let wanted = digest_of(registry, version)?;
     let named = |tag: Option<Tag>| tag.map(|tag| tag.digest);
-    if named(ollama.tag(alias)?).as_ref() == Some(&wanted) {
+    if named(registry.tag(alias)?).as_ref() == Some(&wanted) {
         return Ok(());
     }
-    ollama.copy(version, alias)?;
-    match named(ollama.tag(alias)?) {
+    registry.copy(version, alias)?;
+    match named(registry.tag(alias)?) {
         Some(now) if now == wanted => Ok(()),
         now => Err(Error::server(
             format!(
-                "Ollama at {} said that it copied {version} to {alias}, but {alias} names {}, expected {wanted}",
-                ollama.address(),
+                "{} said that it copied {version} to {alias}, but {alias} names {}, expected {wanted}",
+                registry.title(),
                 now.as_deref().unwrap_or("nothing")
             ),
-            format!("look with `ollama list`, then `ollama cp {version} {alias}`"),
+            format!("look with `{}`, then promote it again", registry.look()),
         )),
     }
 }
@@ -223,13 +224,13 @@ pub(super) fn verify(ollama: &Ollama, spec: &ModelSpec, served: &str, name: &str
     }
 }
 
-fn digest_of(ollama: &Ollama, name: &str) -> Result<String> {
-    match ollama.tag(name)? {
+fn digest_of(registry: &dyn Registry, name: &str) -> Result<String> {
+    match registry.tag(name)? {
         Some(tag) if !tag.digest.is_empty() => Ok(tag.digest),
-        Some(_) => Err(Error::server(format!("Ollama at {} lists {name} without a digest", ollama.address()), "update Ollama")),
+        Some(_) => Err(Error::server(format!("{} lists {name} without a digest", registry.title()), "update it")),
         None => Err(Error::server(
-            format!("Ollama at {} does not list {name}", ollama.address()),
-            "look with `ollama list`, then run the same command again",
+            format!("{} does not list {name}", registry.title()),
+            format!("look with `{}`, then run the same command again", registry.look()),
         )),
     }
 }

@@ -135,7 +135,7 @@ fn whatever_fails_what_served_before_still_serves_and_the_error_says_what_is_wro
         (Lie::NothingMade, vec!["said that it made my-coder-tuned-coder:v1", "there is no such model"]),
         (Lie::OldFile, vec!["it serves the file sha256:000", "expected sha256:aaa", "the alias was not moved"]),
         (Lie::LostStop, vec!["its parameter stop is []", "<|im_end|>"]),
-        (Lie::NoCopy, vec!["said that it copied", "names old, expected manifest1", "ollama cp"]),
+        (Lie::NoCopy, vec!["said that it copied", "names old, expected manifest1", "ollama list"]),
     ] {
         let (server, models) = server(lie);
         let old = ("old".to_owned(), format!("FROM /m/blobs/sha256-{}\n", "f".repeat(64)), String::new());

@@ -7,12 +7,12 @@ use serde::Serialize;
 
 use crate::deploy;
 use crate::error::{Error, Result};
-use crate::runtime::ollama::{ModelName, Ollama};
+use crate::runtime::{ModelName, Registry};
 use crate::store::{AliasMove, End, Evaluation, MoveKind, NewMove, Store};
 
-/// The alias of a role on one Ollama, held by one process at a time.
+/// The alias of a role on one server, held by one process at a time.
 pub struct Champion<'a> {
-    ollama: &'a Ollama,
+    registry: &'a dyn Registry,
     store: Store,
     alias: ModelName,
     role: String,
@@ -41,19 +41,18 @@ pub struct Moved {
 
 impl<'a> Champion<'a> {
     /// Takes the alias, waiting for another retune that moves it; `note` is told then, and of what a killed one left.
-    pub fn open(ollama: &'a Ollama, root: &Path, prefix: &str, role: &str, note: &mut dyn FnMut(&str)) -> Result<Self> {
+    pub fn open(registry: &'a dyn Registry, root: &Path, prefix: &str, role: &str, note: &mut dyn FnMut(&str)) -> Result<Self> {
         let alias = deploy::alias_name(prefix, role)?;
         let store = Store::open(root)?;
         let lock = hold(&root.join(".agent/alias.lock"), "another retune is moving an alias: waiting for it", note)?;
-        let mut champion =
-            Self { ollama, store, alias, role: role.to_owned(), server: ollama.address().to_string(), _lock: lock };
+        let mut champion = Self { registry, store, alias, role: role.to_owned(), server: registry.id(), _lock: lock };
         champion.settle(note)?;
         Ok(champion)
     }
 
     /// What the alias names now.
     pub fn now(&self) -> Result<Option<Named>> {
-        let Some(alias) = self.ollama.tag(&self.alias())? else { return Ok(None) };
+        let Some(alias) = self.registry.tag(&self.alias())? else { return Ok(None) };
         Ok(Some(Named { name: self.version_of(&alias.digest)?.unwrap_or_else(|| self.alias()), digest: alias.digest }))
     }
 
@@ -96,7 +95,7 @@ impl<'a> Champion<'a> {
         self.store.last_evaluation(&self.role, &found.adapter_digest)
     }
 
-    /// Moves the alias to a version that this Ollama has.
+    /// Moves the alias to a version that is there.
     pub fn promote(&mut self, version: &str, reason: &str) -> Result<Moved> {
         let to = self.named(version)?;
         let from = self.now()?;
@@ -108,7 +107,10 @@ impl<'a> Champion<'a> {
     pub fn roll_back(&mut self, to: Option<&str>, reason: &str) -> Result<Moved> {
         let alias = self.alias();
         let now = self.now()?.ok_or_else(|| {
-            Error::usage(format!("there is no {alias} at Ollama to roll back"), "`retune deploy` makes a first version")
+            Error::usage(
+                format!("there is no {alias} at {} to roll back", self.registry.title()),
+                "`retune deploy` makes a first version",
+            )
         })?;
         let to = match to {
             Some(version) => self.named(version)?,
@@ -119,7 +121,7 @@ impl<'a> Champion<'a> {
                 let before = before.ok_or_else(|| {
                     Error::usage(
                         format!("nothing served before {}, as far as this store knows", now.name),
-                        "name a version with --to; `retune history` and `ollama list` show them",
+                        format!("name a version with --to; `retune history` and `{}` show them", self.registry.look()),
                     )
                 })?;
                 self.still(before)?
@@ -155,11 +157,11 @@ impl<'a> Champion<'a> {
             to: (&to.name, &to.digest),
             reason,
         })?;
-        let moved = deploy::move_alias(self.ollama, &alias, &to.name);
+        let moved = deploy::move_alias(self.registry, &alias, &to.name);
         let end = match &moved {
             Ok(()) => End { done: true, message: String::new() },
             // The copy may have been made although its answer was lost.
-            Err(error) => match self.ollama.tag(&alias) {
+            Err(error) => match self.registry.tag(&alias) {
                 Ok(Some(tag)) if tag.digest == to.digest => End { done: true, message: format!("made, though: {error}") },
                 _ => End { done: false, message: error.to_string() },
             },
@@ -179,12 +181,12 @@ impl<'a> Champion<'a> {
         }
         let short: String = from.digest.trim_start_matches("sha256:").chars().take(12).collect();
         let name = self.alias.with_tag(format!("kept-{short}")).to_string();
-        self.ollama.copy(&alias, &name)?;
-        match self.ollama.tag(&name)? {
+        self.registry.copy(&alias, &name)?;
+        match self.registry.tag(&name)? {
             Some(tag) if tag.digest == from.digest => Ok(Named { name, digest: from.digest }),
             _ => Err(Error::server(
-                format!("Ollama at {} said that it copied {alias} to {name}, and does not have it there", self.server),
-                "the alias was not moved, what served before still serves; look with `ollama list`",
+                format!("{} said that it copied {alias} to {name}, and does not have it there", self.registry.title()),
+                format!("the alias was not moved, what served before still serves; look with `{}`", self.registry.look()),
             )),
         }
     }
@@ -194,7 +196,7 @@ impl<'a> Champion<'a> {
         let alias = self.alias();
         let moves = self.store.moves(Some((&self.server, &alias)))?;
         let open: Vec<&AliasMove> = moves.iter().filter(|m| m.end.is_none()).collect();
-        let now = self.ollama.tag(&alias)?.map(|tag| tag.digest);
+        let now = self.registry.tag(&alias)?.map(|tag| tag.digest);
         for m in &open {
             let done = now.as_ref() == Some(&m.to_digest);
             let message = if done { "its process died after it was made" } else { "its process died before it was made" };
@@ -220,46 +222,46 @@ impl<'a> Champion<'a> {
 
     /// The best name of a digest: the lowest version, else another tag of the same model, else none.
     fn version_of(&self, digest: &str) -> Result<Option<String>> {
-        let names = self.ollama.tags()?.into_iter().filter(|tag| tag.digest == digest);
+        let names = self.registry.tags()?.into_iter().filter(|tag| tag.digest == digest);
         let mut names: Vec<ModelName> = names.filter_map(|tag| ModelName::parse(&tag.name).ok()).collect();
         names.retain(|name| name.same_model(&self.alias) && !name.same(&self.alias));
         names.sort_by_key(|name| (name.version().is_none(), name.version(), name.tag.clone()));
         Ok(names.first().map(ToString::to_string))
     }
 
-    /// `v7`, `7`, another tag or a whole name, as Ollama has it now.
+    /// `v7`, `7`, another tag or a whole name, as it is there now.
     fn named(&self, version: &str) -> Result<Named> {
         let tag = if version.bytes().all(|b| b.is_ascii_digit()) { format!("v{version}") } else { version.to_owned() };
         let name = if tag.contains(':') { ModelName::parse(&tag)? } else { self.alias.with_tag(tag) };
         if name.same(&self.alias) || !name.same_model(&self.alias) {
             return Err(Error::usage(
                 format!("{name} is no version of {}", self.alias.with_tag("vN")),
-                "give a version such as v7; `retune history` and `ollama list` show them",
+                format!("give a version such as v7; `retune history` and `{}` show them", self.registry.look()),
             ));
         }
-        match self.ollama.tag(&name.to_string())? {
+        match self.registry.tag(&name.to_string())? {
             Some(found) => Ok(Named { name: found.name, digest: found.digest }),
-            None => Err(Error::usage(format!("Ollama at {} has no {name}", self.server), format!("it has {}", self.versions()?))),
+            None => Err(Error::usage(format!("{} has no {name}", self.registry.title()), format!("it has {}", self.versions()?))),
         }
     }
 
     /// That what served is there still, under its name or another.
     fn still(&self, named: Named) -> Result<Named> {
-        let there = self.ollama.tag(&named.name)?.is_some_and(|tag| tag.digest == named.digest);
+        let there = self.registry.tag(&named.name)?.is_some_and(|tag| tag.digest == named.digest);
         if there && named.name != self.alias() {
             return Ok(named);
         }
         match self.version_of(&named.digest)? {
             Some(name) => Ok(Named { name, digest: named.digest }),
             None => Err(Error::usage(
-                format!("{} served before, and Ollama at {} does not have it any more", named.name, self.server),
+                format!("{} served before, and {} does not have it any more", named.name, self.registry.title()),
                 format!("name another with --to; it has {}", self.versions()?),
             )),
         }
     }
 
     fn versions(&self) -> Result<String> {
-        let names = self.ollama.tags()?.into_iter().filter_map(|tag| ModelName::parse(&tag.name).ok());
+        let names = self.registry.tags()?.into_iter().filter_map(|tag| ModelName::parse(&tag.name).ok());
         let names: Vec<String> =
             names.filter(|name| name.same_model(&self.alias) && !name.same(&self.alias)).map(|name| name.tag).collect();
         Ok(if names.is_empty() { format!("no version of {} at all", self.alias.model) } else { names.join(", ") })

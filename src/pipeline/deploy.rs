@@ -21,6 +21,7 @@ use crate::formats::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::formats::rows::{self, Wanted};
 use crate::infer::generate::{Request, generate, log_sum_exp};
 use crate::model::{Adapter, Module, Stream, Workspace, adapter_files};
+use crate::runtime::Registry;
 use crate::runtime::ollama::{Blob, Ollama};
 use crate::store::{NewAdapter, NewDeployment, Store};
 use crate::text::render::Renderer;

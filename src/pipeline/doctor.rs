@@ -14,6 +14,7 @@ use crate::formats::gguf::Gguf;
 use crate::machine;
 use crate::model::weights::Weights;
 use crate::model::{Adapter, AdapterSpec, ModelConfig};
+use crate::runtime::Registry;
 use crate::runtime::hub::{Hub, HubId};
 use crate::runtime::ollama::store::Store;
 use crate::runtime::ollama::{ModelName, Ollama, Patience};

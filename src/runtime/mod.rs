@@ -2,3 +2,7 @@
 
 pub mod hub;
 pub mod ollama;
+mod registry;
+
+pub use ollama::{ModelName, Tag};
+pub use registry::Registry;

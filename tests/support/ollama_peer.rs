@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use retune::runtime::Registry as _;
 use retune::runtime::ollama::{Address, Ollama, Patience};
 
 /// Which of the two kinds that are in use.

@@ -8,11 +8,11 @@ use ureq::http::Method;
 
 use super::address::Address;
 use super::http::{Http, Limit, Metered, Patience, Payload};
-use super::name::ModelName;
 use super::wire::{Answer, CreateRequest, Options, Shown, Tag, message_json};
 use crate::domain::Message;
 use crate::error::{Error, Result};
 use crate::fault;
+use crate::runtime::Registry;
 
 /// A client of one Ollama. Every error says which address was tried, what for, and what to do.
 pub struct Ollama {
@@ -53,25 +53,6 @@ impl Ollama {
         let answer = self.get(what, "/api/version")?;
         let version = answer.get("version").and_then(Value::as_str);
         version.map(str::to_owned).ok_or_else(|| self.http.garbage(what, &answer.to_string()))
-    }
-
-    /// Every model that is there, by name: Ollama's own order is by time and changes between two calls where that is equal.
-    pub fn tags(&self) -> Result<Vec<Tag>> {
-        let what = "list its models";
-        let answer = self.get(what, "/api/tags")?;
-        let mut tags: Vec<Tag> = match answer.get("models") {
-            Some(Value::Null) => Vec::new(),
-            Some(models) => serde_json::from_value(models.clone()).map_err(|_| self.http.garbage(what, &answer.to_string()))?,
-            None => return Err(self.http.garbage(what, &answer.to_string())),
-        };
-        tags.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(tags)
-    }
-
-    /// The model of that name among the tags; case does not matter.
-    pub fn tag(&self, name: &str) -> Result<Option<Tag>> {
-        let wanted = ModelName::parse(name)?;
-        Ok(self.tags()?.into_iter().find(|tag| ModelName::parse(&tag.name).is_ok_and(|name| name.same(&wanted))))
     }
 
     /// What a model is made of; `None` where there is no such model.
@@ -145,27 +126,6 @@ impl Ollama {
             return Ok(());
         }
         Err(self.http.hung_up(&what, &format!("the stream ended after '{last}', expected 'success'")))
-    }
-
-    /// Makes `to` another name of `from`; what `to` named before keeps its files as long as another name has them.
-    pub fn copy(&self, from: &str, to: &str) -> Result<()> {
-        let what = format!("copy {from} to {to}");
-        fault::point(&format!("http copy {from} {to}"));
-        let body = json!({ "source": from, "destination": to });
-        let reply = self.http.send(&what, Method::POST, "/api/copy", Payload::Json(&body), Limit::Quick)?;
-        self.empty_answer(&what, reply)
-    }
-
-    /// Removes a name, and the files that no other name has. `false`: there was none.
-    pub fn delete(&self, name: &str) -> Result<bool> {
-        let what = format!("delete {name}");
-        fault::point(&format!("http delete {name}"));
-        let reply =
-            self.http.send(&what, Method::DELETE, "/api/delete", Payload::Json(&json!({ "model": name })), Limit::Quick)?;
-        if reply.status == 404 {
-            return Ok(false);
-        }
-        self.empty_answer(&what, reply).map(|()| true)
     }
 
     /// Continues a text as it is, with no template; `top` alternatives with log-probabilities a token (at most 20).
@@ -242,6 +202,52 @@ impl Ollama {
         } else {
             Err(self.http.refusal(what, status, &text))
         }
+    }
+}
+
+impl Registry for Ollama {
+    fn id(&self) -> String {
+        self.address().to_string()
+    }
+
+    fn title(&self) -> String {
+        format!("Ollama at {}", self.address())
+    }
+
+    fn look(&self) -> &'static str {
+        "ollama list"
+    }
+
+    /// Sorted: Ollama's own order is by time and changes between two calls where that is equal.
+    fn tags(&self) -> Result<Vec<Tag>> {
+        let what = "list its models";
+        let answer = self.get(what, "/api/tags")?;
+        let mut tags: Vec<Tag> = match answer.get("models") {
+            Some(Value::Null) => Vec::new(),
+            Some(models) => serde_json::from_value(models.clone()).map_err(|_| self.http.garbage(what, &answer.to_string()))?,
+            None => return Err(self.http.garbage(what, &answer.to_string())),
+        };
+        tags.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(tags)
+    }
+
+    fn copy(&self, from: &str, to: &str) -> Result<()> {
+        let what = format!("copy {from} to {to}");
+        fault::point(&format!("http copy {from} {to}"));
+        let body = json!({ "source": from, "destination": to });
+        let reply = self.http.send(&what, Method::POST, "/api/copy", Payload::Json(&body), Limit::Quick)?;
+        self.empty_answer(&what, reply)
+    }
+
+    fn delete(&self, name: &str) -> Result<bool> {
+        let what = format!("delete {name}");
+        fault::point(&format!("http delete {name}"));
+        let reply =
+            self.http.send(&what, Method::DELETE, "/api/delete", Payload::Json(&json!({ "model": name })), Limit::Quick)?;
+        if reply.status == 404 {
+            return Ok(false);
+        }
+        self.empty_answer(&what, reply).map(|()| true)
     }
 }
 

@@ -1,0 +1,32 @@
+//! Where names stand for models: what an alias is moved on.
+
+use super::{ModelName, Tag};
+use crate::error::Result;
+
+/// A server, or a folder, that keeps models under names: versions (`my-coder-tuned-coder:v7`) and the alias `:latest`. It is never
+/// trusted to have done what it says: callers look again.
+pub trait Registry {
+    /// Which one it is, as the store knows it: the same one has the same text in every run. `http://127.0.0.1:11434`
+    fn id(&self) -> String;
+
+    /// For people, in the middle of a sentence: `Ollama at http://127.0.0.1:11434`.
+    fn title(&self) -> String;
+
+    /// The command that lists what is there.
+    fn look(&self) -> &'static str;
+
+    /// Every model that is there, by name.
+    fn tags(&self) -> Result<Vec<Tag>>;
+
+    /// Makes `to` another name of `from`. What `to` named before stays as long as another name has it.
+    fn copy(&self, from: &str, to: &str) -> Result<()>;
+
+    /// Removes a name, and what no other name has. `false`: there was none.
+    fn delete(&self, name: &str) -> Result<bool>;
+
+    /// The model of that name among the tags; case does not matter.
+    fn tag(&self, name: &str) -> Result<Option<Tag>> {
+        let wanted = ModelName::parse(name)?;
+        Ok(self.tags()?.into_iter().find(|tag| ModelName::parse(&tag.name).is_ok_and(|name| name.same(&wanted))))
+    }
+}
