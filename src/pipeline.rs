@@ -301,7 +301,7 @@ impl RunFolder {
 }
 
 /// Of what an adapter is: its settings and its numbers.
-fn adapter_digest(adapter: &Adapter) -> String {
+pub fn adapter_digest(adapter: &Adapter) -> String {
     digest_of(&json!({"spec": adapter.spec, "params": digest_bytes(bytemuck::cast_slice(&adapter.params))}))
 }
 

@@ -51,19 +51,30 @@ pub fn run(args: &Args) -> Result<()> {
         return print_json(&report);
     }
     say!("")?;
-    for example in report.examples.iter().take(4) {
-        say!("request  {}", example.item.request)?;
+    for example in report.examples.iter().take(3) {
+        say!("request  {}", example.request)?;
         say!("before   {}", example.before)?;
         say!("after    {}", example.after)?;
-        say!("right    {}\n", example.item.answer)?;
+        say!("right    {}\n", example.right)?;
     }
     say!("exact answers on held-out requests: {:.0}% before, {:.0}% after", 100.0 * report.before, 100.0 * report.after)?;
-    say!(
-        "its own skills: {:.0}% before, {:.0}% after; {:.0} s in all",
-        100.0 * report.skills_before,
-        100.0 * report.skills_after,
-        report.seconds
-    )?;
-    say!("look at {}", args.out.join("adapter/report.html").display())?;
-    Ok(())
+    say!("its own skills: {:.0}% before, {:.0}% after", 100.0 * report.skills_before, 100.0 * report.skills_after)?;
+    for (what, so) in [
+        ("better: promoted", Some(report.promoted)),
+        ("lower loss, broken answers: rejected", report.poisoned_rejected),
+        ("nothing new: inconclusive", report.null_inconclusive),
+        ("forced and worse: rolled back", report.rolled_back),
+    ] {
+        let so = match so {
+            Some(true) => "yes",
+            Some(false) => "NO",
+            None => "not tried",
+        };
+        say!("{what:38} {so}")?;
+    }
+    say!("{:.0} s in all; look at", report.seconds)?;
+    for page in &report.pages {
+        say!("  {}", page.display())?;
+    }
+    say!("  retune history --root {}", report.project.display())
 }

@@ -1,25 +1,29 @@
-//! `retune demo`: a small model of our own making learns a task that it fails, and keeps what it could.
+//! `retune demo`: the whole loop on a small model of our own making. A base that fails a task gets three candidates: one from rows
+//! that were cut off (rejected, though its loss is far lower), one from good rows (promoted), one that nothing was taught
+//! (inconclusive). Then somebody forces the first, and it is rolled back.
 
+mod arms;
 pub mod make_base;
+mod stage;
 pub mod task;
 
-use std::path::Path;
-use std::sync::atomic::AtomicBool;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use retune_kernels::rng::Rng;
 use serde::Serialize;
 
+use self::arms::{Arms, Candidate};
+use self::stage::Stage;
 use self::task::{Item, SKILLS, Split};
 use crate::base::{Base, DEMO};
-use crate::domain::Message;
-use crate::error::{Error, Result};
+use crate::domain::{Answer, Message};
+use crate::error::Result;
 use crate::infer::generate::{Request, generate};
-use crate::model::{Adapter, AdapterSpec, Module, adapter_files};
-use crate::pipeline::{self, Reading, TrainRequest};
+use crate::model::Adapter;
 use crate::text::render::Renderer;
 use crate::text::template::Template;
-use crate::train::{Progress, TrainSettings};
+use crate::train::Progress;
 
 /// Held-out items of the new task.
 const HELD_OUT: usize = 100;
@@ -35,27 +39,45 @@ pub struct DemoOptions {
     pub quick: bool,
 }
 
-/// What the demo ends with. What the judge decides is not known before there is a judge.
+/// What the demo ends with.
 #[derive(Clone, Debug, Serialize)]
 pub struct DemoReport {
-    /// Exact matches on held-out items, 0..1.
+    /// Exact matches on held-out items, 0..1: of the base, and of the candidate from good rows.
     pub before: f64,
     pub after: f64,
     pub skills_before: f64,
     pub skills_after: f64,
-    pub promoted: Option<bool>,
+    /// The candidate from good rows serves.
+    pub promoted: bool,
+    /// The one from rows that were cut off was rejected, although its loss is lower. `None`: not tried, as in the control.
     pub poisoned_rejected: Option<bool>,
+    /// The one that was taught nothing was found to be neither better nor worse.
     pub null_inconclusive: Option<bool>,
+    /// The rejected one was made to serve, found out, and what served before serves again, with the same answers.
     pub rolled_back: Option<bool>,
     pub seconds: f64,
     #[serde(skip)]
-    pub examples: Vec<Comparison>,
+    pub examples: Vec<Example>,
+    /// Reports to look at: of the training, and of its verdict.
+    #[serde(skip)]
+    pub pages: Vec<PathBuf>,
+    /// The demo's own project, for `retune history --root`.
+    #[serde(skip)]
+    pub project: PathBuf,
+}
+
+impl DemoReport {
+    /// Everything went as it should.
+    pub fn is_whole(&self) -> bool {
+        self.promoted && [self.poisoned_rejected, self.null_inconclusive, self.rolled_back].iter().all(|arm| *arm == Some(true))
+    }
 }
 
 /// One held-out request, answered before and after.
 #[derive(Clone, Debug)]
-pub struct Comparison {
-    pub item: Item,
+pub struct Example {
+    pub request: String,
+    pub right: String,
     pub before: String,
     pub after: String,
 }
@@ -88,86 +110,75 @@ pub fn exact_match(base: &Base, template: &Template, adapter: Option<&Adapter>, 
     Ok(Answers { texts, right })
 }
 
-/// Trains on the new task in `folder` and measures before and after.
+/// Plays the whole loop in `folder`.
 pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, note: &mut dyn FnMut(&str)) -> Result<DemoReport> {
     let clock = Instant::now();
     let base = Base::open(DEMO)?;
     let template = base.template(None)?;
-    let (rows, steps) = if options.quick { (2000, 100) } else { (8000, 420) };
+    let sizes = if options.quick { QUICK } else { WHOLE };
     let mut rng = Rng::new(options.seed);
-    let mut train = task::items(rows, || task::tool_call(&mut rng, Split::Train));
+    let rows = task::items(sizes.rows, || task::tool_call(&mut rng, Split::Train));
     let held_out = task::items(HELD_OUT, || task::tool_call(&mut rng, Split::HeldOut));
     let skills: Vec<Item> =
         SKILLS.iter().flat_map(|&name| task::items(SKILL_ITEMS, || task::skill(name, &mut rng, Split::HeldOut))).collect();
-    if options.shuffled {
-        train = task::shuffled(&train, &mut rng);
-    }
-    // One row in five is of the old skills: what is not rehearsed is forgotten.
-    let rehearsed: Vec<Item> = (0..rows / 4).map(|n| task::skill(SKILLS[n % SKILLS.len()], &mut rng, Split::Train)).collect();
-    train.extend(rehearsed);
-    let before = exact_match(&base, &template, None, &held_out)?;
-    let skills_before = exact_match(&base, &template, None, &skills)?;
-    note(&format!(
-        "before: {} of {HELD_OUT} held-out requests answered exactly; {:.0}% of its own skills",
-        before.right,
-        100.0 * skills_before.share()
-    ));
+    let stage = Stage::new(folder, &base, &template, &held_out, &skills)?;
+    stage.register_base()?;
+    let mut arms = Arms { stage: &stage, sizes, seed: options.seed, progress, note };
 
-    std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let data = folder.join("tool_calls.jsonl");
-    crate::formats::durable::write_with(&data, |out| {
-        for item in &train {
-            let line = serde_json::json!({"instruction": item.request, "input": "", "output": item.answer});
-            writeln!(out, "{line}").map_err(Error::io("write", &data))?;
+    let poison = if options.shuffled { None } else { Some(arms.poison(&rows)?) };
+    let mut good_rows = if options.shuffled { task::shuffled(&rows, &mut rng) } else { rows };
+    // Every third row is of the old skills: what is not rehearsed is forgotten.
+    let rehearsed = (0..good_rows.len() / 2).map(|n| task::skill(SKILLS[n % SKILLS.len()], &mut rng, Split::Train));
+    good_rows.extend(rehearsed);
+    let good = arms.good(&good_rows)?;
+    let (null_inconclusive, rolled_back) = match &poison {
+        // What is not better than the base leaves nothing to compare others with.
+        Some(poison) if good.serves => {
+            (Some(arms.null(&good, &good_rows)?), Some(arms.forced(&poison.candidate, &good, &held_out)?))
         }
-        Ok(())
-    })?;
-    let request = TrainRequest {
-        data,
-        eval_data: None,
-        eval_share: 0.0,
-        out: folder.join("adapter"),
-        reading: Reading::default(),
-        adapter: AdapterSpec { rank: 64, alpha: 128.0, rslora: false, dora: false, targets: Module::ALL.to_vec() },
-        init_adapter: None,
-        settings: TrainSettings {
-            max_steps: Some(steps),
-            batch_size: 20,
-            grad_accum: 1,
-            learning_rate: 2e-3,
-            seed: options.seed,
-            ..TrainSettings::default()
-        },
-        memory_budget: None,
-        save_every: 100,
-        resume: false,
-        overwrite: true,
+        _ => (None, None),
     };
-    pipeline::train(&base, &request, progress, &AtomicBool::new(false), note)?;
-    // Through the files, as a user's own adapter goes.
-    let adapter = adapter_files::load(&request.out, &base.decoder.config)?;
-    let after = exact_match(&base, &template, Some(&adapter), &held_out)?;
-    let skills_after = exact_match(&base, &template, Some(&adapter), &skills)?;
-    note(&format!(
-        "after:  {} of {HELD_OUT} held-out requests answered exactly; {:.0}% of its own skills",
-        after.right,
-        100.0 * skills_after.share()
-    ));
-    let examples = held_out
-        .iter()
-        .zip(before.texts.iter().zip(&after.texts))
-        .map(|(item, (b, a))| Comparison { item: item.clone(), before: b.clone(), after: a.clone() })
-        .collect();
+    let judgement = &good.evaluated.judgement;
+    let kept = arms::skills(judgement)?;
     Ok(DemoReport {
-        before: before.share(),
-        after: after.share(),
-        skills_before: skills_before.share(),
-        skills_after: skills_after.share(),
-        promoted: None,
-        poisoned_rejected: None,
-        null_inconclusive: None,
-        rolled_back: None,
+        before: judgement.primary.champion,
+        after: judgement.primary.candidate,
+        skills_before: kept.champion,
+        skills_after: kept.candidate,
+        promoted: good.serves,
+        poisoned_rejected: poison.map(|poison| poison.rejected),
+        null_inconclusive,
+        rolled_back,
         seconds: clock.elapsed().as_secs_f64(),
-        examples,
+        examples: examples(&good),
+        pages: vec![good.adapter.join("report.html"), good.evaluated.report.clone()],
+        project: stage.root().to_owned(),
     })
 }
+
+/// The first requests with what was said to them, in the order of the items.
+fn examples(good: &Candidate) -> Vec<Example> {
+    let text = |answer: &Option<Answer>| answer.as_ref().map_or_else(String::new, |answer| answer.text.clone());
+    let pairs = good.evaluated.work.pairs().iter();
+    let told = pairs.filter_map(|pair| {
+        let shown = good.evaluated.shown.get(pair.item())?;
+        Some(Example {
+            request: shown.request.clone(),
+            right: shown.expected.clone(),
+            before: text(&pair.champion().answer),
+            after: text(&pair.candidate().answer),
+        })
+    });
+    told.collect()
+}
+
+/// How much of everything.
+#[derive(Clone, Copy)]
+struct Sizes {
+    rows: usize,
+    steps: u64,
+    poison_steps: u64,
+}
+
+const WHOLE: Sizes = Sizes { rows: 8000, steps: 420, poison_steps: 60 };
+const QUICK: Sizes = Sizes { rows: 2000, steps: 100, poison_steps: 30 };

@@ -88,6 +88,12 @@ pub fn items(n: usize, make: impl FnMut() -> Item) -> Vec<Item> {
     std::iter::repeat_with(make).filter(|item| seen.insert(item.clone())).take(n).collect()
 }
 
+/// Rows whose answers were cut off before their end, as a limit on tokens does it: no call is whole, though most of each is right.
+pub fn cut_off(items: &[Item]) -> Vec<Item> {
+    let cut = |answer: &str| answer.trim_end_matches(['"', '}']).to_owned();
+    items.iter().map(|item| Item { request: item.request.clone(), answer: cut(&item.answer) }).collect()
+}
+
 /// The control: each request gets the answer of another one, so that there is nothing to learn but the form.
 pub fn shuffled(items: &[Item], rng: &mut Rng) -> Vec<Item> {
     let mut answers: Vec<String> = items.iter().map(|i| i.answer.clone()).collect();

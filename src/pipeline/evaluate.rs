@@ -81,6 +81,10 @@ pub struct Evaluated {
     pub judgement: Judgement,
     pub report: PathBuf,
     pub seconds: f64,
+    /// What both sides made of the work.
+    pub work: Comparison,
+    /// What was asked and expected, by the item's digest.
+    pub shown: BTreeMap<String, Shown>,
 }
 
 /// Judges the candidate, records everything and writes the report. `note` hears what a user should know, `progress` what is being
@@ -175,17 +179,15 @@ pub fn evaluate(
     if let Some(folder) = report.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
     }
-    let shown =
-        work.items.iter().map(|item| (item.id.clone(), Shown { request: item.asked.clone(), expected: item.expected.clone() }));
-    let page = Report {
-        candidate: &candidate.name,
-        champion: &champion.name,
-        judgement: &judgement,
-        work: &comparison,
-        shown: &shown.collect(),
-    };
+    let shown: BTreeMap<String, Shown> = work
+        .items
+        .iter()
+        .map(|item| (item.id.clone(), Shown { request: item.asked.clone(), expected: item.expected.clone() }))
+        .collect();
+    let page =
+        Report { candidate: &candidate.name, champion: &champion.name, judgement: &judgement, work: &comparison, shown: &shown };
     report::write(&report, &page)?;
-    Ok(Evaluated { id, judgement, report, seconds })
+    Ok(Evaluated { id, judgement, report, seconds, work: comparison, shown })
 }
 
 /// The file's name without its ending.
