@@ -33,7 +33,7 @@ pub(super) struct Poison {
 }
 
 pub(super) struct Arms<'a, 'b> {
-    pub stage: &'b Stage<'a>,
+    pub stage: &'b mut Stage<'a>,
     pub sizes: Sizes,
     pub seed: u64,
     pub progress: &'b mut dyn Progress,
@@ -88,7 +88,7 @@ impl Arms<'_, '_> {
 
     /// Whether what serves now answers as `candidate` did when it was judged.
     fn answers_as(&self, candidate: &Candidate, held_out: &[Item]) -> Result<bool> {
-        let stage = self.stage;
+        let stage = &*self.stage;
         let adapter = match stage.served()? {
             Side::Base => None,
             Side::Adapter(path) => Some(adapter_files::load(&path, &stage.base.decoder.config)?),
@@ -118,7 +118,7 @@ impl Arms<'_, '_> {
     }
 
     fn judge(&mut self, candidate: Side, champion: Side) -> Result<Evaluated> {
-        let evaluated = self.stage.judge(candidate, champion, self.seed, &mut |_| ())?;
+        let evaluated = self.stage.judge(candidate, champion, self.seed)?;
         let judgement = &evaluated.judgement;
         let kept = skills(judgement)?;
         let share = |value: f64| format!("{:.0}%", 100.0 * value);

@@ -121,9 +121,9 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
     let held_out = task::items(HELD_OUT, || task::tool_call(&mut rng, Split::HeldOut));
     let skills: Vec<Item> =
         SKILLS.iter().flat_map(|&name| task::items(SKILL_ITEMS, || task::skill(name, &mut rng, Split::HeldOut))).collect();
-    let stage = Stage::new(folder, &base, &template, &held_out, &skills)?;
+    let mut stage = Stage::new(folder, &base, &template, &held_out, &skills)?;
     stage.register_base()?;
-    let mut arms = Arms { stage: &stage, sizes, seed: options.seed, progress, note };
+    let mut arms = Arms { stage: &mut stage, sizes, seed: options.seed, progress, note };
 
     let poison = if options.shuffled { None } else { Some(arms.poison(&rows)?) };
     let mut good_rows = if options.shuffled { task::shuffled(&rows, &mut rng) } else { rows };

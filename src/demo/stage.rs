@@ -15,7 +15,7 @@ use crate::evaluate::verdict::Rules;
 use crate::formats::durable;
 use crate::model::{AdapterSpec, Module, adapter_files};
 use crate::pipeline::champion::Champion;
-use crate::pipeline::evaluate::{EvaluateRequest, Evaluated, Side, evaluate};
+use crate::pipeline::evaluate::{Answered, EvaluateRequest, Evaluated, Side, evaluate_again};
 use crate::pipeline::{self, GGUF_ADAPTER_FILE, Reading, TrainRequest};
 use crate::runtime::Registry as _;
 use crate::store::{NewAdapter, NewDeployment};
@@ -36,6 +36,7 @@ pub struct Stage<'a> {
     /// The held-out work, and the old skills that must be kept.
     held_out: PathBuf,
     skills: PathBuf,
+    answered: Answered,
 }
 
 /// How an arm is trained.
@@ -72,6 +73,7 @@ impl<'a> Stage<'a> {
             // A suite is told by its file's name.
             skills: root.join("old_skills.jsonl"),
             root,
+            answered: Answered::default(),
         };
         write_rows(&stage.held_out, held_out)?;
         write_rows(&stage.skills, skills)?;
@@ -162,7 +164,7 @@ impl<'a> Stage<'a> {
     }
 
     /// Judges a side against another one on the held-out work and the old skills.
-    pub fn judge(&self, candidate: Side, champion: Side, seed: u64, progress: &mut dyn FnMut(&str)) -> Result<Evaluated> {
+    pub fn judge(&mut self, candidate: Side, champion: Side, seed: u64) -> Result<Evaluated> {
         let mut rules = Rules::default();
         rules.bootstrap.seed = seed;
         let request = EvaluateRequest {
@@ -179,7 +181,8 @@ impl<'a> Stage<'a> {
             root: self.root.clone(),
             report: None,
         };
-        evaluate(self.base, self.template, &request, &AtomicBool::new(false), &mut |_| (), progress)
+        let stop = AtomicBool::new(false);
+        evaluate_again(self.base, self.template, &request, &mut self.answered, &stop, &mut |_| (), &mut |_| ())
     }
 
     fn manifest(&self, adapter: Option<&Path>) -> Result<Manifest> {

@@ -1,6 +1,6 @@
 //! Candidate against champion on the same frozen items, in process: run both, let the verifier look, judge, record.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -87,12 +87,30 @@ pub struct Evaluated {
     pub shown: BTreeMap<String, Shown>,
 }
 
-/// Judges the candidate, records everything and writes the report. `note` hears what a user should know, `progress` what is being
-/// done.
+/// What sides made of items, kept over several evaluations with one base, one template and one reading: each side answers the same
+/// items once.
+#[derive(Default)]
+pub struct Answered(HashMap<(String, Vec<String>, usize), Vec<ItemResult>>);
+
+/// `evaluate_again` with nothing known before.
 pub fn evaluate(
     base: &Base,
     template: &Template,
     request: &EvaluateRequest,
+    stop: &AtomicBool,
+    note: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(&str),
+) -> Result<Evaluated> {
+    evaluate_again(base, template, request, &mut Answered::default(), stop, note, progress)
+}
+
+/// Judges the candidate, records everything and writes the report. `note` hears what a user should know, `progress` what is being
+/// done.
+pub fn evaluate_again(
+    base: &Base,
+    template: &Template,
+    request: &EvaluateRequest,
+    answered: &mut Answered,
     stop: &AtomicBool,
     note: &mut dyn FnMut(&str),
     progress: &mut dyn FnMut(&str),
@@ -117,9 +135,17 @@ pub fn evaluate(
         let mut unjudged = Unjudged::new();
         let mut run = |who: &str, player: &Player| -> Result<Vec<ItemResult>> {
             let all = items.items.len();
-            let mut results = items.run(base, player.adapter.as_ref(), request.max_tokens, stop, &mut |done| {
-                progress(&format!("the {who} answers: {done} of {all}"));
-            })?;
+            let ids = items.items.iter().map(|item| item.id.clone()).collect();
+            let known = (player.digest.clone(), ids, request.max_tokens);
+            let mut results = match answered.0.get(&known) {
+                Some(results) => results.clone(),
+                None => {
+                    let results = items.run(base, player.adapter.as_ref(), request.max_tokens, stop, &mut |done| {
+                        progress(&format!("the {who} answers: {done} of {all}"));
+                    })?;
+                    answered.0.entry(known).or_insert(results).clone()
+                }
+            };
             if let Some(verifier) = verifier.filter(|_| request.max_tokens > 0) {
                 progress(&format!("the verifier looks at {all} answers of the {who}"));
                 unjudged.append(&mut verify(verifier, items, &mut results, stop)?);
