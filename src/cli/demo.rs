@@ -5,26 +5,29 @@ use std::path::PathBuf;
 use super::{print_json, progress};
 use crate::demo::make_base::{self, Recipe};
 use crate::demo::{self, DemoOptions};
-use crate::error::Result;
+use crate::error::{Error, Result};
 
-/// Watch a small model learn a task that it fails: offline, on the CPU, in about a minute.
+/// Watch a small model get better, and stay so: offline, on the CPU, in about a minute.
 ///
-/// The base is part of this binary. It knows eight little skills; it has never seen a tool call. The demo measures it on
-/// held-out requests, trains an adapter, and measures again.
+/// The base is part of this binary. It knows eight little skills; it has never seen a tool call. Three candidates are trained and
+/// judged: one is better and is promoted, one has a lower loss and broken answers and is rejected, one was taught next to nothing and
+/// is inconclusive. Then the rejected one is forced to serve, found out, and rolled back. The exit code is 1 where one of these
+/// does not happen.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Where the adapter and its report go
+    /// Where the demo's own project goes: adapters, reports, history; made anew each time
     #[arg(long, value_name = "DIR", default_value = ".agent/demo")]
     out: PathBuf,
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// A shorter training, as a smoke test
+    /// The same in 20 seconds, as a smoke test: one wording of the requests instead of six
     #[arg(long)]
     quick: bool,
-    /// The control: the answers are shuffled among the requests, so that nothing can be learnt but their form
+    /// The control: the answers are shuffled among the requests, so that nothing can be learnt but their form, and nothing is promoted
     #[arg(long)]
     shuffled: bool,
-    /// One line of JSON: before, after (exact matches on held-out items, 0..1), seconds
+    /// One line of JSON: before, after (exact matches on held-out items, 0..1), promoted, poisoned_rejected, null_inconclusive,
+    /// rolled_back, seconds
     #[arg(long)]
     json: bool,
     /// Make the demo's base anew and write it to FILE (scripts/make-demo-base)
@@ -47,8 +50,16 @@ pub fn run(args: &Args) -> Result<()> {
             eprintln!("{text}");
         }
     })?;
+    let ended = || match args.shuffled || report.is_whole() {
+        true => Ok(()),
+        false => Err(Error::data(
+            "an arm of the demo did not end as it should",
+            "run it again with another --seed; if that fails, too, please report it with what is printed above",
+        )),
+    };
     if args.json {
-        return print_json(&report);
+        print_json(&report)?;
+        return ended();
     }
     say!("")?;
     for example in report.examples.iter().take(3) {
@@ -76,5 +87,6 @@ pub fn run(args: &Args) -> Result<()> {
     for page in &report.pages {
         say!("  {}", page.display())?;
     }
-    say!("  retune history --root {}", report.project.display())
+    say!("  retune history --root {}", report.project.display())?;
+    ended()
 }

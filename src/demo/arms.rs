@@ -57,7 +57,7 @@ impl Arms<'_, '_> {
     pub fn good(&mut self, rows: &[Item]) -> Result<Candidate> {
         self.say("\n2. A candidate from whole answers, with the old skills rehearsed");
         let lesson = self.lesson("whole", self.sizes.steps);
-        self.candidate(&Lesson { rows, learning_rate: 1.4e-3, ..lesson }, Side::Base)
+        self.candidate(&Lesson { rows, learning_rate: self.sizes.learning_rate, ..lesson }, Side::Base)
     }
 
     /// `good`, trained on at a rate that changes nothing worth the name. Gives whether that was found out.
@@ -137,7 +137,8 @@ impl Arms<'_, '_> {
     }
 
     fn lesson<'l>(&self, name: &'l str, steps: u64) -> Lesson<'l> {
-        Lesson { name, rows: &[], steps, learning_rate: 2e-3, init: None, seed: self.seed }
+        let Sizes { rank, batch_size, .. } = self.sizes;
+        Lesson { name, rows: &[], steps, rank, batch_size, learning_rate: 2e-3, init: None, seed: self.seed }
     }
 
     fn say(&mut self, text: &str) {

@@ -117,8 +117,8 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
     let template = base.template(None)?;
     let sizes = if options.quick { QUICK } else { WHOLE };
     let mut rng = Rng::new(options.seed);
-    let rows = task::items(sizes.rows, || task::tool_call(&mut rng, Split::Train));
-    let held_out = task::items(HELD_OUT, || task::tool_call(&mut rng, Split::HeldOut));
+    let rows = task::items(sizes.rows, || task::tool_call(&mut rng, Split::Train, sizes.wordings));
+    let held_out = task::items(HELD_OUT, || task::tool_call(&mut rng, Split::HeldOut, sizes.wordings));
     let skills: Vec<Item> =
         SKILLS.iter().flat_map(|&name| task::items(SKILL_ITEMS, || task::skill(name, &mut rng, Split::HeldOut))).collect();
     let mut stage = Stage::new(folder, &base, &template, &held_out, &skills)?;
@@ -127,8 +127,8 @@ pub fn run(folder: &Path, options: &DemoOptions, progress: &mut dyn Progress, no
 
     let poison = if options.shuffled { None } else { Some(arms.poison(&rows)?) };
     let mut good_rows = if options.shuffled { task::shuffled(&rows, &mut rng) } else { rows };
-    // Every third row is of the old skills: what is not rehearsed is forgotten.
-    let rehearsed = (0..good_rows.len() / 2).map(|n| task::skill(SKILLS[n % SKILLS.len()], &mut rng, Split::Train));
+    let rehearsed = (0..(sizes.rehearsed * good_rows.len() as f64) as usize)
+        .map(|n| task::skill(SKILLS[n % SKILLS.len()], &mut rng, Split::Train));
     good_rows.extend(rehearsed);
     let good = arms.good(&good_rows)?;
     let (null_inconclusive, rolled_back) = match &poison {
@@ -172,13 +172,39 @@ fn examples(good: &Candidate) -> Vec<Example> {
     told.collect()
 }
 
-/// How much of everything.
+/// How much of everything, so that it takes about a minute on two cores, or a third of it. Found by trying: fewer steps or a higher
+/// rate cost old skills, more rehearsal costs the new task.
 #[derive(Clone, Copy)]
 struct Sizes {
     rows: usize,
+    /// Ways to word a request, of `task::WORDINGS`.
+    wordings: u64,
+    /// Rows of the old skills for each new row: what is not rehearsed is forgotten.
+    rehearsed: f64,
+    rank: usize,
+    batch_size: usize,
+    learning_rate: f64,
     steps: u64,
     poison_steps: u64,
 }
 
-const WHOLE: Sizes = Sizes { rows: 8000, steps: 420, poison_steps: 60 };
-const QUICK: Sizes = Sizes { rows: 2000, steps: 100, poison_steps: 30 };
+const WHOLE: Sizes = Sizes {
+    rows: 8000,
+    wordings: task::WORDINGS,
+    rehearsed: 0.5,
+    rank: 64,
+    batch_size: 20,
+    learning_rate: 1.4e-3,
+    steps: 420,
+    poison_steps: 60,
+};
+const QUICK: Sizes = Sizes {
+    rows: 2000,
+    wordings: 1,
+    rehearsed: 2.0,
+    rank: 32,
+    batch_size: 16,
+    learning_rate: 1.5e-3,
+    steps: 160,
+    poison_steps: 20,
+};

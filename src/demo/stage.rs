@@ -44,6 +44,8 @@ pub struct Lesson<'a> {
     pub name: &'a str,
     pub rows: &'a [Item],
     pub steps: u64,
+    pub rank: usize,
+    pub batch_size: usize,
     pub learning_rate: f64,
     /// An adapter to go on from.
     pub init: Option<&'a Path>,
@@ -95,11 +97,17 @@ impl<'a> Stage<'a> {
             eval_share: 0.0,
             out: self.root.join(lesson.name),
             reading: Reading::default(),
-            adapter: AdapterSpec { rank: 64, alpha: 128.0, rslora: false, dora: false, targets: Module::ALL.to_vec() },
+            adapter: AdapterSpec {
+                rank: lesson.rank,
+                alpha: 2.0 * lesson.rank as f32,
+                rslora: false,
+                dora: false,
+                targets: Module::ALL.to_vec(),
+            },
             init_adapter: lesson.init.map(Path::to_owned),
             settings: TrainSettings {
                 max_steps: Some(lesson.steps),
-                batch_size: 20,
+                batch_size: lesson.batch_size,
                 grad_accum: 1,
                 learning_rate: lesson.learning_rate,
                 seed: lesson.seed,

@@ -68,10 +68,13 @@ pub fn skill(name: &str, rng: &mut Rng, split: Split) -> Item {
     Item { request: format!("{name} {operands}"), answer }
 }
 
-/// One item of the new task: a request in one of several wordings becomes a call of a tool.
-pub fn tool_call(rng: &mut Rng, split: Split) -> Item {
+/// Ways to word a request of the new task.
+pub const WORDINGS: u64 = 6;
+
+/// One item of the new task: a request in one of the first `wordings` wordings becomes a call of a tool.
+pub fn tool_call(rng: &mut Rng, split: Split, wordings: u64) -> Item {
     let (a, b) = (word(rng, split), word(rng, split));
-    let (request, answer) = match rng.below(6) {
+    let (request, answer) = match rng.below(wordings) {
         0 => (format!("play {a} by {b}"), format!(r#"{{"tool":"play","song":"{a}","artist":"{b}"}}"#)),
         1 => (format!("put on {b}'s {a}"), format!(r#"{{"tool":"play","song":"{a}","artist":"{b}"}}"#)),
         2 => (format!("book {a} for {b}"), format!(r#"{{"tool":"book","place":"{a}","guest":"{b}"}}"#)),
@@ -118,7 +121,7 @@ mod tests {
     fn training_and_held_out_items_share_no_operand() {
         let make = |split, seed| {
             let mut rng = Rng::new(seed);
-            operands(&items(400, || tool_call(&mut rng, split)))
+            operands(&items(400, || tool_call(&mut rng, split, WORDINGS)))
         };
         let forms = ["tool", "play", "song", "artist", "book", "place", "guest", "send", "text", "here", "weather"];
         let (train, held_out) = (make(Split::Train, 1), make(Split::HeldOut, 2));
@@ -142,9 +145,20 @@ mod tests {
     }
 
     #[test]
+    fn what_was_cut_off_is_no_json_and_nearly_whole() {
+        let mut rng = Rng::new(5);
+        let whole = items(200, || tool_call(&mut rng, Split::Train, WORDINGS));
+        for (cut, whole) in cut_off(&whole).iter().zip(&whole) {
+            assert!(serde_json::from_str::<serde_json::Value>(&whole.answer).is_ok());
+            assert!(serde_json::from_str::<serde_json::Value>(&cut.answer).is_err());
+            assert_eq!(format!("{}\"}}", cut.answer), whole.answer);
+        }
+    }
+
+    #[test]
     fn items_do_not_repeat() {
         let mut rng = Rng::new(4);
-        let made = items(500, || tool_call(&mut rng, Split::HeldOut));
+        let made = items(500, || tool_call(&mut rng, Split::HeldOut, WORDINGS));
         assert_eq!(made.iter().collect::<std::collections::HashSet<_>>().len(), 500);
     }
 }
