@@ -5,6 +5,7 @@ mod common;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -182,4 +183,45 @@ fn losses_alone_are_compared_where_nothing_is_generated() {
     let judged = place.judged(&["--candidate", &place.text("adapter"), "--data", &place.text("new.jsonl"), "--max-tokens", "0"]);
     assert_eq!((&judged["judgement"]["primary"]["measure"], &judged["verdict"]), (&json!("loss"), &json!("promote")), "{judged}");
     assert!(Path::new(judged["report"].as_str().unwrap()).is_file());
+}
+
+/// What an evaluation leaves is whole or is not there: killed at each of its points.
+#[test]
+fn a_kill_at_any_point_leaves_a_whole_evaluation_or_none() {
+    let place = place();
+    let (adapter, new) = (place.text("adapter"), place.text("few.jsonl"));
+    let rows = fs::read_to_string(place.path("new.jsonl")).unwrap();
+    fs::write(&new, rows.lines().take(6).map(|line| format!("{line}\n")).collect::<String>()).unwrap();
+    let run = |root: &Path, env: [(&str, &str); 1]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
+        command.args(["evaluate", "--json", "--base", "demo", "--candidate", &adapter, "--data", &new, "--max-tokens", "4"]);
+        command.arg("--root").arg(root).envs(env).output().unwrap()
+    };
+    let log = place.text("points");
+    let whole = run(&place.path("whole"), [("RETUNE_FAULT_LOG", &log)]);
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    let points: Vec<String> = fs::read_to_string(&log).unwrap().lines().map(str::to_owned).collect();
+    assert!(points.iter().any(|point| point.contains("commit evaluation")), "{points:?}");
+    assert!(points.iter().any(|point| point.contains("rename evaluation-1.html")), "{points:?}");
+    for (n, point) in points.iter().enumerate() {
+        let root = place.path(&format!("killed-{n}"));
+        let killed = run(&root, [("RETUNE_FAULT_AT", &(n + 1).to_string())]);
+        assert_eq!(killed.status.signal(), Some(9), "{point}");
+        // The next one finds a sound store, with all of the first or nothing of it, and every report is whole.
+        let again = run(&root, [("RETUNE_ROOT", "")]);
+        assert!(again.status.success(), "{point}: {}", String::from_utf8_lossy(&again.stderr));
+        let id = serde_json::from_slice::<Value>(&again.stdout).unwrap()["id"].as_i64().unwrap();
+        let store = Store::open(&root).unwrap();
+        assert_eq!(store.damage().unwrap(), None, "{point}");
+        for earlier in 1..=id {
+            assert_eq!(store.evaluation_items(earlier).unwrap(), 6, "{point}: evaluation {earlier} of {id}");
+        }
+        for entry in fs::read_dir(root.join(".agent/reports")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|ending| ending == "html") {
+                assert!(fs::read_to_string(&path).unwrap().trim_end().ends_with("</html>"), "{point}: {}", path.display());
+            }
+        }
+    }
+    println!("{} points", points.len());
 }

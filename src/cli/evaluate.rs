@@ -7,25 +7,31 @@ use serde_json::json;
 use super::args::{BaseArgs, LengthArgs};
 use super::print_json;
 use crate::domain::Verdict;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::evaluate::statistics::Bootstrap;
 use crate::evaluate::verdict::Rules;
 use crate::evaluate::verifier::{Confinement, Verifier};
-use crate::pipeline::evaluate::{EvaluateRequest, Side, evaluate};
+use crate::pipeline::evaluate::{Answered, AtOllama, EvaluateRequest, InProcess, ServedSides, Side, Sides, evaluate};
+use crate::runtime::ollama::Ollama;
 
 /// Judge a new adapter against the old one, or against the base, on work that neither was trained on.
 ///
 /// Both answer the same items greedily. What counts is your verifier's word where you give one, else whether the answer is the
 /// expected one. The verdict is promote, reject or inconclusive, with its reasons; a report shows what was won and lost.
+///
+/// With --served, both are versions that your Ollama serves, and answer as clients hear them; their speed and memory are measured, too.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    base: BaseArgs,
-    /// The new adapter: a folder or a GGUF adapter
-    #[arg(long, value_name = "DIR|FILE.gguf")]
+    base: Option<BaseArgs>,
+    /// Compare versions that Ollama serves (OLLAMA_HOST), instead of adapters in this process
+    #[arg(long, conflicts_with = "base")]
+    served: bool,
+    /// The new adapter: a folder or a GGUF adapter; with --served a version such as v7
+    #[arg(long, value_name = "DIR|FILE.gguf|VERSION")]
     candidate: PathBuf,
-    /// The adapter that serves [default: the base without one]
-    #[arg(long, value_name = "DIR|FILE.gguf")]
+    /// The adapter that serves [default: the base without one; with --served what :latest names]
+    #[arg(long, value_name = "DIR|FILE.gguf|VERSION")]
     champion: Option<PathBuf>,
     /// Held-out rows; the last answer of each is what is expected
     #[arg(long, value_name = "FILE")]
@@ -66,6 +72,9 @@ pub struct Args {
     /// What the model is for
     #[arg(long, default_value = "coder")]
     role: String,
+    /// The beginning of the model's name, with --served
+    #[arg(long, default_value = "my-coder-tuned")]
+    name_prefix: String,
     /// The folder that holds .agent
     #[arg(long, env = "RETUNE_ROOT", default_value = ".")]
     root: PathBuf,
@@ -84,8 +93,6 @@ enum ConfinementArg {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let base = args.base.open(args.json)?;
-    let template = args.base.template(&base)?;
     let verifier = args.verifier.as_ref().map(|command| {
         let mut verifier = Verifier::new(command.clone())?;
         verifier.limits.wall_secs = args.verifier_timeout;
@@ -97,12 +104,9 @@ pub fn run(args: &Args) -> Result<()> {
         Ok(verifier)
     });
     let request = EvaluateRequest {
-        candidate: side(&args.candidate),
-        champion: args.champion.as_ref().map_or(Side::Base, |path| side(path)),
         role: args.role.clone(),
         data: args.data.clone(),
         guards: args.guards.clone(),
-        reading: args.base.reading(&args.length)?,
         group_by: args.group_by.clone(),
         max_tokens: args.max_tokens,
         verifier: verifier.transpose()?,
@@ -116,7 +120,33 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let stop = super::stop_on_interrupt();
     let bar = super::progress::Line::new(args.json);
-    let evaluated = evaluate(&base, &template, &request, stop, &mut |text| eprintln!("note: {text}"), &mut |text| bar.say(text))?;
+    let run =
+        |sides: &mut dyn Sides| evaluate(sides, &request, stop, &mut |text| eprintln!("note: {text}"), &mut |text| bar.say(text));
+    let evaluated = match &args.base {
+        _ if args.served => {
+            let text = |path: &PathBuf| path.to_string_lossy().into_owned();
+            let sides = ServedSides {
+                prefix: args.name_prefix.clone(),
+                role: args.role.clone(),
+                candidate: text(&args.candidate),
+                champion: args.champion.as_ref().map(text),
+            };
+            run(&mut AtOllama::open(&Ollama::from_env()?, &args.root, &sides)?)?
+        }
+        Some(given) => {
+            let base = given.open(args.json)?;
+            let (template, reading) = (given.template(&base)?, given.reading(&args.length)?);
+            let sides = [side(&args.candidate), args.champion.as_ref().map_or(Side::Base, |path| side(path))];
+            let mut answered = Answered::default();
+            run(&mut InProcess::open(&base, &template, &reading, sides.each_ref(), &mut answered)?)?
+        }
+        None => {
+            return Err(Error::usage(
+                "nothing says which base the adapters belong to",
+                "give it with --base; or compare versions that Ollama serves with --served",
+            ));
+        }
+    };
     bar.clear();
     let judgement = &evaluated.judgement;
     if args.json {
@@ -130,7 +160,10 @@ pub fn run(args: &Args) -> Result<()> {
         say!("  {guarded}")?;
     }
     if let Verdict::Promote = judgement.verdict {
-        say!("let it serve with `retune deploy --promote`, or `retune promote` where it is registered")?;
+        match args.served {
+            true => say!("let it serve with `retune promote {}`", args.candidate.display())?,
+            false => say!("let it serve with `retune deploy --promote`, or `retune promote` where it is registered")?,
+        }
     }
     say!("look at {}", evaluated.report.display())
 }

@@ -15,7 +15,7 @@ use crate::evaluate::verdict::Rules;
 use crate::formats::durable;
 use crate::model::{AdapterSpec, Module, adapter_files};
 use crate::pipeline::champion::Champion;
-use crate::pipeline::evaluate::{Answered, EvaluateRequest, Evaluated, Side, evaluate_again};
+use crate::pipeline::evaluate::{Answered, EvaluateRequest, Evaluated, InProcess, Side, evaluate};
 use crate::pipeline::{self, GGUF_ADAPTER_FILE, Reading, TrainRequest};
 use crate::runtime::Registry as _;
 use crate::store::{NewAdapter, NewDeployment};
@@ -176,12 +176,9 @@ impl<'a> Stage<'a> {
         let mut rules = Rules::default();
         rules.bootstrap.seed = seed;
         let request = EvaluateRequest {
-            candidate,
-            champion,
             role: ROLE.to_owned(),
             data: self.held_out.clone(),
             guards: vec![self.skills.clone()],
-            reading: Reading::default(),
             group_by: None,
             max_tokens: 96,
             verifier: None,
@@ -189,8 +186,9 @@ impl<'a> Stage<'a> {
             root: self.root.clone(),
             report: None,
         };
-        let stop = AtomicBool::new(false);
-        evaluate_again(self.base, self.template, &request, &mut self.answered, &stop, &mut |_| (), &mut |_| ())
+        let reading = Reading::default();
+        let mut sides = InProcess::open(self.base, self.template, &reading, [&candidate, &champion], &mut self.answered)?;
+        evaluate(&mut sides, &request, &AtomicBool::new(false), &mut |_| (), &mut |_| ())
     }
 
     fn manifest(&self, adapter: Option<&Path>) -> Result<Manifest> {

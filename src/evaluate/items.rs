@@ -37,10 +37,27 @@ pub struct Item {
     pub source: Value,
     /// What is asked last, for people.
     pub asked: String,
+    /// The conversation before the answer.
+    pub messages: Vec<Message>,
+    /// Tools as the row has them.
+    pub tools: Option<Value>,
+}
+
+/// An item as the model of this process gets it.
+#[derive(Clone, Debug)]
+struct Rendered {
     /// Of the conversation before the answer.
     prompt: Vec<u32>,
     /// The whole conversation, for the loss.
     tokens: Tokens,
+}
+
+/// How items are rendered for a model of this process.
+#[derive(Clone, Copy)]
+pub struct Rendering<'a> {
+    pub renderer: &'a Renderer<'a>,
+    /// Tokens; longer items are left out.
+    pub max_length: usize,
 }
 
 /// The items of a file.
@@ -53,27 +70,33 @@ pub struct Items {
     pub too_long: usize,
     /// Rows that ask what an earlier row asks, with the same answer.
     pub twice: usize,
+    max_length: usize,
+    /// One for each item; none where a server renders.
+    rendered: Vec<Rendered>,
 }
 
 impl Items {
-    /// Reads the rows of a file and renders them. The last answer of a conversation is the one that is judged.
+    /// Reads the rows of a file, and renders them unless a server does that. The last answer of a conversation is the one that is
+    /// judged.
     ///
     /// # Errors
     /// A row that does not read or render; `group_by` is no field of a row; no row is short enough.
-    pub fn load(renderer: &Renderer, path: &Path, group_by: Option<&str>, max_length: usize) -> Result<Self> {
+    pub fn load(path: &Path, group_by: Option<&str>, rendering: Option<Rendering>) -> Result<Self> {
         let file = rows::read(path)?;
         let sources = rows::values(path)?;
         let (mut too_long, mut twice) = (0, 0);
-        let mut found: BTreeMap<String, Item> = BTreeMap::new();
+        let max_length = rendering.map_or(usize::MAX, |rendering| rendering.max_length);
+        let mut found: BTreeMap<String, (Item, Option<Rendered>)> = BTreeMap::new();
         for example in &file.examples {
             let source = sources.get(example.row - 1).cloned().unwrap_or_default();
-            let item = item(renderer, example, source, group_by, path)?;
-            if item.tokens.ids.len() > max_length {
+            let item = item(example, source, group_by, path)?;
+            let rendered = rendering.map(|rendering| render(rendering.renderer, example, &item)).transpose()?;
+            if rendered.as_ref().is_some_and(|rendered| rendered.tokens.ids.len() > max_length) {
                 too_long += 1;
-            } else if let Some(before) = found.insert(item.id.clone(), item) {
+            } else if let Some(before) = found.insert(item.id.clone(), (item, rendered)) {
                 twice += 1;
                 // The first one stays, with its row.
-                found.insert(before.id.clone(), before);
+                found.insert(before.0.id.clone(), before);
             }
         }
         if found.is_empty() {
@@ -84,17 +107,18 @@ impl Items {
             ));
         }
         let digest = digest(found.keys().cloned().collect::<Vec<_>>().join("\n").as_bytes());
-        let mut items: Vec<Item> = found.into_values().collect();
-        items.sort_by_key(|item| item.row);
-        Ok(Self { items, digest, too_long, twice })
+        let mut found: Vec<(Item, Option<Rendered>)> = found.into_values().collect();
+        found.sort_by_key(|(item, _)| item.row);
+        let (items, rendered): (Vec<Item>, Vec<Option<Rendered>>) = found.into_iter().unzip();
+        Ok(Self { items, digest, too_long, twice, max_length, rendered: rendered.into_iter().flatten().collect() })
     }
 
     /// What a user should know of the rows, a sentence each.
-    pub fn notes(&self, max_length: usize) -> Vec<String> {
+    pub fn notes(&self) -> Vec<String> {
         let all = self.items.len() + self.too_long + self.twice;
         let told = |n: usize, what: String| (n > 0).then(|| format!("{n} of {all} items {what}"));
         [
-            told(self.too_long, format!("are longer than {max_length} tokens and were left out")),
+            told(self.too_long, format!("are longer than {} tokens and were left out", self.max_length)),
             told(self.twice, "ask and expect what an earlier one does, and count once".to_owned()),
         ]
         .into_iter()
@@ -102,7 +126,7 @@ impl Items {
         .collect()
     }
 
-    /// What a side makes of every item, in process: the loss of the expected answer, and (where `max_tokens` is not 0) its own greedy
+    /// What a side makes of every item, in process (rendered items only): the loss of the expected answer, and (where `max_tokens` is not 0) its own greedy
     /// answer. `Answer::verified` is for others to fill. `note` hears how many are answered.
     pub fn run(
         &self,
@@ -112,7 +136,7 @@ impl Items {
         stop: &AtomicBool,
         note: &mut dyn FnMut(usize),
     ) -> Result<Vec<ItemResult>> {
-        let tokens: Vec<Tokens> = self.items.iter().map(|item| item.tokens.clone()).collect();
+        let tokens: Vec<Tokens> = self.rendered.iter().map(|item| item.tokens.clone()).collect();
         let losses = score::row_losses(&base.decoder, &tokens, adapter);
         let answers = if max_tokens == 0 { Vec::new() } else { self.answers(base, adapter, max_tokens, stop, note)? };
         let mut answers = answers.into_iter();
@@ -134,7 +158,7 @@ impl Items {
         stop: &AtomicBool,
         note: &mut dyn FnMut(usize),
     ) -> Result<Vec<Answer>> {
-        let prompts: Vec<Vec<u32>> = self.items.iter().map(|item| item.prompt.clone()).collect();
+        let prompts: Vec<Vec<u32>> = self.rendered.iter().map(|item| item.prompt.clone()).collect();
         let request = Request { max_tokens, end_ids: base.tokenizer.end_ids(), ..Request::default() };
         let mut answers = Vec::with_capacity(prompts.len());
         for some in prompts.chunks(AT_ONCE) {
@@ -146,22 +170,31 @@ impl Items {
         }
         let judged = self.items.iter().zip(&answers).map(|(item, answer)| {
             let text = base.tokenizer.decode(&answer.ids(), true)?;
-            // An answer without an end goes on where it is served.
-            let exact = answer.ended && text.trim() == item.expected.trim();
-            Ok(Answer { text, exact, verified: None })
+            Ok(item.answered(text, answer.ended))
         });
         judged.collect()
     }
 }
 
-fn item(renderer: &Renderer, example: &Example, source: Value, group_by: Option<&str>, path: &Path) -> Result<Item> {
+impl Item {
+    /// An answer, as it is judged by its text. One without an end is not the expected one: it goes on where it is served.
+    pub fn answered(&self, text: String, ended: bool) -> Answer {
+        let exact = ended && text.trim() == self.expected.trim();
+        Answer { text, exact, verified: None }
+    }
+}
+
+fn render(renderer: &Renderer, example: &Example, item: &Item) -> Result<Rendered> {
+    let (_, prompt) = renderer.prompt(&item.messages, item.tools.as_ref())?;
+    let whole = Example { messages: example.messages[..=item.messages.len()].to_vec(), ..example.clone() };
+    Ok(Rendered { prompt, tokens: renderer.render(&whole)?.tokens })
+}
+
+fn item(example: &Example, source: Value, group_by: Option<&str>, path: &Path) -> Result<Item> {
     let last = example.messages.iter().rposition(Message::is_learnt).ok_or_else(|| {
         Error::file(path, format!("row {} has no answer to judge by", example.row), "give each row an assistant's turn")
     })?;
     let (before, answer) = (&example.messages[..last], &example.messages[last]);
-    let whole = Example { messages: example.messages[..=last].to_vec(), ..example.clone() };
-    let (_, prompt) = renderer.prompt(before, example.tools.as_ref())?;
-    let tokens = renderer.render(&whole)?.tokens;
     let asked = before.iter().rfind(|m| m.role == "user").map(|m| m.content.clone()).unwrap_or_default();
     let group = match group_by {
         Some(field) => named_group(&source, field).ok_or_else(|| {
@@ -176,8 +209,9 @@ fn item(renderer: &Renderer, example: &Example, source: Value, group_by: Option<
             .find_map(|field| named_group(&source, field))
             .unwrap_or_else(|| digest(json!({"messages": before, "tools": example.tools}).to_string().as_bytes())),
     };
-    let id = digest(json!({"messages": whole.messages, "tools": example.tools}).to_string().as_bytes());
-    Ok(Item { id, group, row: example.row, expected: answer.content.clone(), source, asked, prompt, tokens })
+    let id = digest(json!({"messages": &example.messages[..=last], "tools": example.tools}).to_string().as_bytes());
+    let (messages, tools) = (before.to_vec(), example.tools.clone());
+    Ok(Item { id, group, row: example.row, expected: answer.content.clone(), source, asked, messages, tools })
 }
 
 fn named_group(source: &Value, field: &str) -> Option<String> {

@@ -1,66 +1,69 @@
-//! Candidate against champion on the same frozen items, in process: run both, let the verifier look, judge, record.
+//! Candidate against champion on the same frozen items: let both answer, let the verifier look, judge, record.
 
-use std::collections::{BTreeMap, HashMap};
+mod in_process;
+mod served;
+
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::Reading;
-use crate::base::Base;
+pub use self::in_process::{Answered, InProcess, Side};
+pub use self::served::{AtOllama, ServedSides};
 use crate::domain::{Comparison, ItemResult, Primary};
 use crate::error::{Error, Result};
 use crate::evaluate::items::Items;
 use crate::evaluate::report::{self, Report, Shown};
 use crate::evaluate::verdict::{Evidence, Judgement, Rules, Served, Suite, judge};
 use crate::evaluate::verifier::{Outcome, Verifier, VerifierItem};
-use crate::model::{Adapter, adapter_files};
 use crate::store::{NewEvaluation, Store};
-use crate::text::render::Renderer;
-use crate::text::template::Template;
 
-/// One side of an evaluation.
+/// What a side, or the base, is called, and the digest that tells it from others.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Side {
-    /// The base as it is.
-    Base,
-    /// An adapter on it.
-    Adapter(PathBuf),
+pub struct SideName {
+    pub name: String,
+    pub digest: String,
 }
 
-/// A side that is open: its name, its digest, its adapter.
-struct Player {
-    name: String,
-    digest: String,
-    adapter: Option<Adapter>,
-}
+/// Candidate and champion, wherever they run.
+pub trait Sides {
+    /// Candidate, champion.
+    fn names(&self) -> [SideName; 2];
 
-impl Side {
-    fn open(&self, base: &Base) -> Result<Player> {
-        match self {
-            Self::Base => Ok(Player { name: "base".to_owned(), digest: base.digest()?, adapter: None }),
-            Self::Adapter(path) => {
-                let adapter = adapter_files::load(path, &base.decoder.config)?;
-                let whole = std::path::absolute(path).map_err(Error::io("find", path))?;
-                let digest = super::adapter_digest(&adapter);
-                Ok(Player { name: whole.to_string_lossy().into_owned(), digest, adapter: Some(adapter) })
-            }
-        }
+    /// What both stand on: the base, or the server.
+    fn base(&self) -> Result<SideName>;
+
+    /// What else decides the answers, for the record: a JSON object.
+    fn settings(&self) -> Value;
+
+    /// The items of a file, as the sides need them.
+    fn load(&self, path: &Path, group_by: Option<&str>) -> Result<Items>;
+
+    /// What each side makes of the items. `max_tokens` 0: only losses.
+    fn answer(
+        &mut self,
+        items: &Items,
+        max_tokens: usize,
+        stop: &AtomicBool,
+        progress: &mut dyn FnMut(&str),
+    ) -> Result<[Vec<ItemResult>; 2]>;
+
+    /// How they were served, where that was measured.
+    fn served(&self) -> [Served; 2] {
+        <[Served; 2]>::default()
     }
 }
 
-/// What to judge, on what.
+/// On what to judge, and how.
 #[derive(Clone, Debug)]
 pub struct EvaluateRequest {
-    pub candidate: Side,
-    pub champion: Side,
     pub role: String,
     /// The held-out work.
     pub data: PathBuf,
     /// Files of work that must not get worse.
     pub guards: Vec<PathBuf>,
-    pub reading: Reading,
     /// The row's field that names its group of tasks.
     pub group_by: Option<String>,
     /// Tokens of an answer at most; 0: only losses are compared.
@@ -87,30 +90,11 @@ pub struct Evaluated {
     pub shown: BTreeMap<String, Shown>,
 }
 
-/// What sides made of items, kept over several evaluations with one base, one template and one reading: each side answers the same
-/// items once.
-#[derive(Default)]
-pub struct Answered(HashMap<(String, Vec<String>, usize), Vec<ItemResult>>);
-
-/// `evaluate_again` with nothing known before.
-pub fn evaluate(
-    base: &Base,
-    template: &Template,
-    request: &EvaluateRequest,
-    stop: &AtomicBool,
-    note: &mut dyn FnMut(&str),
-    progress: &mut dyn FnMut(&str),
-) -> Result<Evaluated> {
-    evaluate_again(base, template, request, &mut Answered::default(), stop, note, progress)
-}
-
 /// Judges the candidate, records everything and writes the report. `note` hears what a user should know, `progress` what is being
 /// done.
-pub fn evaluate_again(
-    base: &Base,
-    template: &Template,
+pub fn evaluate(
+    sides: &mut dyn Sides,
     request: &EvaluateRequest,
-    answered: &mut Answered,
     stop: &AtomicBool,
     note: &mut dyn FnMut(&str),
     progress: &mut dyn FnMut(&str),
@@ -121,38 +105,22 @@ pub fn evaluate_again(
         verifier.probe()?;
     }
     let mut store = Store::open(&request.root)?;
-    let (candidate, champion) = (request.candidate.open(base)?, request.champion.open(base)?);
-    let renderer = Renderer { tokenizer: &base.tokenizer, template, system: request.reading.system.clone() };
-    let max_length = request.reading.max_length.unwrap_or_else(|| base.default_max_length());
-    let load = |path: &Path| Items::load(&renderer, path, request.group_by.as_deref(), max_length);
+    let load = |path: &Path| sides.load(path, request.group_by.as_deref());
     let work = load(&request.data)?;
     let suites = request.guards.iter().map(|path| Ok((suite_name(path), load(path)?))).collect::<Result<Vec<_>>>()?;
     for items in std::iter::once(&work).chain(suites.iter().map(|(_, items)| items)) {
-        items.notes(max_length).iter().for_each(|n| note(n));
+        items.notes().iter().for_each(|n| note(n));
     }
 
     let mut compare = |items: &Items, verifier: Option<&Verifier>| -> Result<Comparison> {
+        let [mut candidate, mut champion] = sides.answer(items, request.max_tokens, stop, progress)?;
         let mut unjudged = Unjudged::new();
-        let mut run = |who: &str, player: &Player| -> Result<Vec<ItemResult>> {
-            let all = items.items.len();
-            let ids = items.items.iter().map(|item| item.id.clone()).collect();
-            let known = (player.digest.clone(), ids, request.max_tokens);
-            let mut results = match answered.0.get(&known) {
-                Some(results) => results.clone(),
-                None => {
-                    let results = items.run(base, player.adapter.as_ref(), request.max_tokens, stop, &mut |done| {
-                        progress(&format!("the {who} answers: {done} of {all}"));
-                    })?;
-                    answered.0.entry(known).or_insert(results).clone()
-                }
-            };
-            if let Some(verifier) = verifier.filter(|_| request.max_tokens > 0) {
-                progress(&format!("the verifier looks at {all} answers of the {who}"));
-                unjudged.append(&mut verify(verifier, items, &mut results, stop)?);
+        if let Some(verifier) = verifier.filter(|_| request.max_tokens > 0) {
+            for (who, results) in [("candidate", &mut candidate), ("champion", &mut champion)] {
+                progress(&format!("the verifier looks at {} answers of the {who}", items.items.len()));
+                unjudged.append(&mut verify(verifier, items, results, stop)?);
             }
-            Ok(results)
-        };
-        let (mut candidate, mut champion) = (run("candidate", &candidate)?, run("champion", &champion)?);
+        }
         if let Some((row, why)) = unjudged.values().min() {
             // What says nothing of one side's answer says nothing of the pair.
             for side in [&mut candidate, &mut champion] {
@@ -175,17 +143,26 @@ pub fn evaluate_again(
         .map(|(name, items)| Ok(Suite { name: name.clone(), comparison: compare(items, None)? }))
         .collect::<Result<Vec<_>>>()?;
 
-    let evidence = Evidence { work: &comparison, suites: &suites, candidate: Served::default(), champion: Served::default() };
+    let [candidate, champion] = sides.served();
+    let evidence = Evidence { work: &comparison, suites: &suites, candidate, champion };
     let judgement = judge(&evidence, Primary::of(&comparison), &request.rules)?;
     let comparisons: Vec<(&str, &Comparison)> =
         std::iter::once(("", &comparison)).chain(suites.iter().map(|s| (s.name.as_str(), &s.comparison))).collect();
     let seconds = clock.elapsed().as_secs_f64();
     let as_json =
         serde_json::to_value(&judgement).map_err(|e| Error::data(format!("the verdict is no JSON: {e}"), "report this"))?;
+    let ([candidate, champion], base) = (sides.names(), sides.base()?);
+    let mut settings = json!({
+        "rules": request.rules, "maxTokens": request.max_tokens, "groupBy": request.group_by,
+        "verifier": request.verifier.as_ref().map(|v| &v.command),
+    });
+    if let (Some(all), Value::Object(own)) = (settings.as_object_mut(), sides.settings()) {
+        all.extend(own);
+    }
     let id = store.record_evaluation(&NewEvaluation {
         role: &request.role,
         base_name: &base.name,
-        base_digest: &base.digest()?,
+        base_digest: &base.digest,
         candidate: &candidate.name,
         candidate_digest: &candidate.digest,
         champion: &champion.name,
@@ -194,10 +171,7 @@ pub fn evaluate_again(
         items_digest: &work.digest,
         verdict: &judgement.verdict,
         judgement: &as_json,
-        settings: &json!({
-            "rules": request.rules, "maxTokens": request.max_tokens, "maxLength": max_length, "groupBy": request.group_by,
-            "verifier": request.verifier.as_ref().map(|v| &v.command), "template": template.name, "system": request.reading.system,
-        }),
+        settings: &settings,
         seconds,
         comparisons: &comparisons,
     })?;

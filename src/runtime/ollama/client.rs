@@ -171,6 +171,15 @@ impl Ollama {
         Err(self.http.garbage(&format!("count the tokens of a prompt for {model}"), "an answer without prompt_eval_count"))
     }
 
+    /// Bytes that a loaded model holds, on every device, by the digest of its manifest: it is listed under the name that loaded it,
+    /// whatever it is called now. `None` where it is not loaded, or this Ollama does not tell.
+    pub fn memory_bytes(&self, digest: &str) -> Result<Option<u64>> {
+        let answer = self.get("tell which models are loaded", "/api/ps")?;
+        let mut loaded = answer.get("models").and_then(Value::as_array).into_iter().flatten();
+        let found = loaded.find(|entry| entry.get("digest").and_then(Value::as_str) == Some(digest));
+        Ok(found.and_then(|entry| entry.get("size")?.as_u64()).filter(|&size| size > 0))
+    }
+
     /// Frees the model's memory; no such model is fine.
     pub fn unload(&self, model: &str) -> Result<()> {
         let what = format!("unload {model}");

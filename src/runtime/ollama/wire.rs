@@ -147,6 +147,8 @@ pub struct Answer {
     pub prompt_tokens: Option<usize>,
     /// Generated tokens.
     pub eval_tokens: Option<usize>,
+    /// Seconds that their generation took, without loading the model and without reading the prompt.
+    pub eval_seconds: Option<f64>,
     /// What `_debug_render_only` brought instead of an answer.
     pub rendered: Option<String>,
     pub tool_calls: Vec<Value>,
@@ -170,6 +172,8 @@ impl Answer {
         let count = |key: &str| line.get(key).and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok());
         self.prompt_tokens = count("prompt_eval_count").or(self.prompt_tokens);
         self.eval_tokens = count("eval_count").or(self.eval_tokens);
+        let nanoseconds = line.get("eval_duration").and_then(Value::as_f64);
+        self.eval_seconds = nanoseconds.map(|ns| ns * 1e-9).or(self.eval_seconds);
         if let Some(rendered) = line.pointer("/_debug_info/rendered_template").and_then(Value::as_str) {
             self.rendered = Some(rendered.to_owned());
         }
@@ -250,12 +254,12 @@ mod tests {
         for line in [
             json!({"response": "On", "logprobs": [{"token": "On", "logprob": -0.5, "top_logprobs": [{"token": "On", "logprob": -0.5}, {"token": "A", "logprob": -1.5}]}]}),
             json!({"response": "ce", "logprobs": [{"token": "ce", "logprob": -0.25}]}),
-            json!({"response": "", "done": true, "done_reason": "length", "prompt_eval_count": 3, "eval_count": 2}),
+            json!({"response": "", "done": true, "done_reason": "length", "prompt_eval_count": 3, "eval_count": 2, "eval_duration": 500_000_000}),
         ] {
             answer.add(&line);
         }
         assert_eq!((answer.text.as_str(), answer.done, answer.done_reason.as_str()), ("Once", true, "length"));
-        assert_eq!((answer.prompt_tokens, answer.eval_tokens), (Some(3), Some(2)));
+        assert_eq!((answer.prompt_tokens, answer.eval_tokens, answer.eval_seconds), (Some(3), Some(2), Some(0.5)));
         assert_eq!(answer.tokens[0].top[1], ("A".to_owned(), -1.5));
         assert_eq!(answer.tokens[1].logprob, -0.25);
     }
