@@ -54,9 +54,13 @@ impl Champion {
 
 /// What the names on a shelf come to.
 pub(super) fn groups(shelf: &Shelf, tags: &[Tag]) -> Result<Vec<Group>> {
+    // By version, so that an adapter has the same place whatever serves.
+    let mut named: Vec<(ModelName, &Tag)> =
+        tags.iter().filter_map(|tag| Some((ModelName::parse(&tag.name).ok()?, tag))).collect();
+    named.sort_by_key(|(name, _)| (name.model.clone(), name.version().is_none(), name.version(), name.tag.clone()));
     let mut groups: Vec<(String, Group)> = Vec::new();
-    for tag in tags {
-        let (Some(manifest), name) = (shelf.get(&tag.name)?, ModelName::parse(&tag.name)?) else { continue };
+    for (name, tag) in named {
+        let Some(manifest) = shelf.get(&tag.name)? else { continue };
         let id = file_name(&manifest);
         if !groups.iter().any(|(there, _)| *there == id) {
             let (base, template) = (manifest.base.clone(), manifest.template.clone());
