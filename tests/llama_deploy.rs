@@ -1,5 +1,5 @@
-//! One base in memory, an adapter a version: `--runtime llama-server` with the real llama-server. What answers changes with the next
-//! request and without a restart, the start script says the same, and a server that lies or is killed between is found out.
+//! One base in memory, an adapter a version: `--runtime llama-server` with the real llama-server. What answers changes with the
+//! next request and without a restart, the start script says the same, and a server that lies or is killed between is found out.
 
 mod common;
 
@@ -142,8 +142,19 @@ impl Server {
 
     /// What a client of the OpenAI API hears; `lora`: the one adapter that it names.
     fn heard_with(&self, lora: Option<usize>) -> (String, f64) {
+        self.chat(lora, true)
+    }
+
+    /// `heard`, and the whole prompt is computed for it: with the adapter that is on now.
+    fn heard_afresh(&self) -> (String, f64) {
+        self.chat(None, false)
+    }
+
+    fn chat(&self, lora: Option<usize>, cache: bool) -> (String, f64) {
         let mut body = json!({
-            "messages": [{"role": "user", "content": "hide kavo"}], "temperature": 0, "max_tokens": 3, "logprobs": true, "top_logprobs": 1,
+            "cache_prompt": cache,
+            "messages": [{"role": "user", "content": "hide kavo"}], "temperature": 0, "max_tokens": 3,
+            "logprobs": true, "top_logprobs": 1,
         });
         if let Some(id) = lora {
             body["lora"] = json!([{"id": id, "scale": 1.0}]);
@@ -197,7 +208,8 @@ fn the_next_request_gets_the_version_that_was_promoted_and_nothing_is_restarted(
     let (said, notes) = project.ok(&["promote", "v2", "--reason", "better"]);
     says(&said, &["latest names", "v2 now (it was", "v1)"]);
     assert!(!notes.contains("llama-server"), "{notes}");
-    let (text, of_second) = server.heard();
+    says(&server.heard().0, &["ww"]);
+    let (text, of_second) = server.heard_afresh();
     says(&text, &["ww"]);
     assert_eq!((server.scales(), project.script_scales()), (vec![0.0, 1.0], vec![false, true]));
     says(&project.ok(&["rollback", "--reason", "worse"]).0, &["v1 now (it was", "v2)"]);
@@ -291,7 +303,7 @@ fn killed_anywhere_the_next_command_brings_names_script_and_server_together() {
         }
         for (n, point) in points.iter().enumerate() {
             project.ok(&["promote", start]);
-            server.heard();
+            server.heard_afresh();
             let when = format!("{command:?} killed at {point}");
             let output = project.run(&[("RETUNE_FAULT_AT", &(n + 1).to_string())], command);
             assert_eq!(output.status.signal(), Some(9), "{when}");

@@ -127,6 +127,10 @@ pub fn run(args: &Args) -> Result<Ended> {
     };
     let mut note = |text: &str| eprintln!("note: {text}");
     match args.runtime {
+        Runtime::Ollama if args.server_bin.is_some() => Err(Error::usage(
+            "--server-bin names a llama-server, and this deploys to Ollama",
+            "add --runtime llama-server, or leave --server-bin away",
+        )),
         Runtime::Ollama => show(args, &deploy(&base, &template, &request, &mut note)?),
         Runtime::LlamaServer => {
             let registry = llama_server(&args.root)?;

@@ -1,4 +1,5 @@
-//! Where a server listens, from `OLLAMA_HOST` or `LLAMA_SERVER_HOST` in all spellings. Source of the rules: ollama, envconfig/config.go.
+//! Where a server listens, from `OLLAMA_HOST` or `LLAMA_SERVER_HOST` in all spellings. Source of the rules: ollama,
+//! envconfig/config.go.
 
 use std::fmt;
 use std::net::IpAddr;

@@ -72,7 +72,8 @@ impl LlamaServer {
         Ok(FileEntry { path, digest: blob.digest, size_bytes: blob.size_bytes })
     }
 
-    /// Puts a version beside what serves, or finds the one with an equal manifest. `first_version`: smaller numbers were given before.
+    /// Puts a version beside what serves, or finds the one with an equal manifest. `first_version`: smaller numbers were given
+    /// before.
     pub fn register(&self, alias: &ModelName, manifest: &Manifest, first_version: u64) -> Result<Registered> {
         self.checked_path(manifest)?;
         let tags = self.tags()?;

@@ -182,8 +182,9 @@ impl Group {
     fn script(&self, template: Option<&Path>) -> Result<String> {
         let mut text = String::from(
             "#!/bin/sh\n\
-             # Starts llama-server with a base and the adapter of every version. Written by retune whenever a version is deployed or\n\
-             # moved: what is changed here by hand is lost. What is given to this script goes to llama-server, too: --host, --port, ...\n\
+             # Starts llama-server with a base and the adapter of every version. Written by retune whenever a version is\n\
+             # deployed or moved: what is changed here by hand is lost. What is given to this script goes to llama-server,\n\
+             # too: --host, --port, ...\n\
              # LLAMA_SERVER_BIN names another llama-server than the one on the PATH.\n\
              #\n",
         );

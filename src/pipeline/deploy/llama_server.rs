@@ -1,5 +1,5 @@
-//! From an adapter to one that llama-server has beside its base: a version in `.agent/llama-server`, proven by a server that runs, or by
-//! one that is started for it.
+//! From an adapter to one that llama-server has beside its base: a version in `.agent/llama-server`, proven by a server that
+//! runs, or by one that is started for it.
 
 use std::path::{Path, PathBuf};
 
@@ -48,8 +48,8 @@ pub enum Outcome {
     Later { why: String, commands: Vec<String> },
 }
 
-/// Registers a version, proves it, and moves the alias as asked. `program` names a llama-server to start where none runs that has the
-/// version.
+/// Registers a version, proves it, and moves the alias as asked. `program` names a llama-server to start where none runs that
+/// has the version.
 pub fn deploy(
     base: &Base,
     template: &Template,
@@ -243,7 +243,8 @@ impl Proof<'_> {
         };
         Error::unsupported(
             format!(
-                "llama-server would not prompt {} as it was trained: the prompt of {} differs from token {} on: served {} ({} tokens), trained {} ({} tokens){}",
+                "llama-server would not prompt {} as it was trained: the prompt of {} differs from token {} on: \
+                 served {} ({} tokens), trained {} ({} tokens){}",
                 self.name,
                 probe.name,
                 same + 1,

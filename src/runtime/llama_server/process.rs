@@ -97,7 +97,7 @@ fn die_with_us(command: &mut Command) {
     {
         use std::os::unix::process::CommandExt as _;
         let set = || {
-            // SAFETY: this option takes a number only, and prctl is a plain system call, which the child may make between fork and exec.
+            // SAFETY: this option takes a number only; prctl is a plain system call, which the child may make before exec.
             match unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong, 0, 0, 0) } {
                 0 => Ok(()),
                 _ => Err(std::io::Error::last_os_error()),
