@@ -1,13 +1,16 @@
 //! Options that several commands share, each with its help in one place.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::progress;
 use crate::base::Base;
+use crate::deploy::llama_server::LlamaServer;
 use crate::error::{Error, Result};
 use crate::formats::rows::Wanted;
 use crate::model::{Adapter, adapter_files};
 use crate::pipeline::Reading;
+use crate::runtime::Registry;
+use crate::runtime::ollama::Ollama;
 use crate::text::render::Long;
 use crate::text::template::Template;
 
@@ -51,6 +54,31 @@ impl BaseArgs {
             long: length.long.into(),
         })
     }
+}
+
+/// What serves the models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Runtime {
+    /// Ollama, at OLLAMA_HOST
+    #[default]
+    Ollama,
+    /// llama.cpp's llama-server, at LLAMA_SERVER_HOST: one base in memory, an adapter a version
+    LlamaServer,
+}
+
+impl Runtime {
+    /// Where its names are. Asks nothing yet.
+    pub fn registry(self, root: &Path) -> Result<Box<dyn Registry>> {
+        Ok(match self {
+            Self::Ollama => Box::new(Ollama::from_env()?),
+            Self::LlamaServer => Box::new(llama_server(root)?),
+        })
+    }
+}
+
+/// The registry in `root`, with notes on stderr.
+pub fn llama_server(root: &Path) -> Result<LlamaServer> {
+    LlamaServer::open(root, |text| eprintln!("note: {text}"))
 }
 
 /// Opens a base; where it must be fetched, that is seen on stderr unless `quiet`.

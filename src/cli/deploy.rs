@@ -1,19 +1,22 @@
-//! `retune deploy`: an adapter becomes a model that Ollama serves.
+//! `retune deploy`: an adapter becomes a model that Ollama or llama-server serves.
 
 use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::args::open_base;
+use super::args::{Runtime, llama_server, open_base};
 use super::{Ended, print_json};
-use crate::deploy::{Parameters, Promote, Verdict};
+use crate::deploy::{Parameters, Promote, Report, Verdict};
 use crate::error::{Error, Result};
-use crate::pipeline::deploy::{DeployRequest, Deployed, Mode, Outcome, RunMemory, deploy};
+use crate::pipeline::deploy::{DeployRequest, Deployed, Mode, Outcome, RunMemory, deploy, llama_server as to_llama_server};
 
-/// Register a trained adapter with Ollama, prompted as it was trained, and prove that it is what is served.
+/// Register a trained adapter with Ollama or llama-server, prompted as it was trained, and prove that it is what is served.
 ///
 /// The new model is a version (`my-coder-tuned-coder:v7`) beside what serves. The alias `:latest` moves only when
-/// `--promote` says so, or when there is none yet. Without an Ollama the files are made, and the exit code is 3.
+/// `--promote` says so, or when there is none yet. Without a server the files are made, and the exit code is 3.
+///
+/// llama-server (`--runtime llama-server`) has one base in memory and every version's adapter beside it; the start script in
+/// .agent/llama-server starts it so.
 #[derive(clap::Args)]
 pub struct Args {
     /// The adapter: the folder that `retune train` wrote, or a GGUF adapter
@@ -28,7 +31,7 @@ pub struct Args {
     /// A file with the system text that it was trained with [default: as run.json says]
     #[arg(long, value_name = "FILE")]
     system: Option<PathBuf>,
-    /// Rows whose prompts are compared with what Ollama renders [default: the rows of the training]
+    /// Rows whose prompts are compared with what the server renders [default: the rows of the training]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// What the model is for; the end of its name
@@ -37,6 +40,12 @@ pub struct Args {
     /// The beginning of its name
     #[arg(long, default_value = "my-coder-tuned")]
     name_prefix: String,
+    /// What is to serve it
+    #[arg(long, value_enum, default_value = "ollama")]
+    runtime: Runtime,
+    /// The llama-server that proves a version where none runs that has it [default: LLAMA_SERVER_BIN, or the one on the PATH]
+    #[arg(long, value_name = "FILE")]
+    server_bin: Option<PathBuf>,
     /// adapter: base and adapter apart; merged: one file; auto: as this Ollama can
     #[arg(long, value_enum, default_value = "auto")]
     mode: ModeArg,
@@ -55,7 +64,7 @@ pub struct Args {
     top_p: f64,
     #[arg(long, default_value_t = 40)]
     top_k: u32,
-    /// Tokens of context [default: Ollama's]
+    /// Tokens of context [default: the server's]
     #[arg(long)]
     num_ctx: Option<u32>,
     /// One line of JSON
@@ -116,8 +125,19 @@ pub fn run(args: &Args) -> Result<Ended> {
             ..Parameters::default()
         },
     };
-    let deployed = deploy(&base, &template, &request, &mut |text| eprintln!("note: {text}"))?;
-    show(args, &deployed)
+    let mut note = |text: &str| eprintln!("note: {text}");
+    match args.runtime {
+        Runtime::Ollama if args.server_bin.is_some() => Err(Error::usage(
+            "--server-bin names a llama-server, and this deploys to Ollama",
+            "add --runtime llama-server, or leave --server-bin away",
+        )),
+        Runtime::Ollama => show(args, &deploy(&base, &template, &request, &mut note)?),
+        Runtime::LlamaServer => {
+            let registry = llama_server(&args.root)?;
+            let program = args.server_bin.as_deref();
+            show_beside_base(args, &to_llama_server::deploy(&base, &template, &request, &registry, program, &mut note)?)
+        }
+    }
 }
 
 fn show(args: &Args, deployed: &Deployed) -> Result<Ended> {
@@ -139,15 +159,7 @@ fn show(args: &Args, deployed: &Deployed) -> Result<Ended> {
                 "its prompts are token for token what was trained{}",
                 settlement.remedy.as_ref().map_or_else(String::new, |r| format!(" ({r})"))
             )?;
-            match &compared.verdict {
-                Verdict::Same { ties } => say!(
-                    "its answers are those of the trained model: log-probabilities at most {:.3} apart (base and adapter: {:.1}){}",
-                    compared.max_abs_difference,
-                    compared.adapter_effect.unwrap_or(f64::NAN),
-                    if *ties > 0 { format!(", {ties} parted at a tie") } else { String::new() }
-                )?,
-                Verdict::CannotTell(why) | Verdict::Different(why) => say!("whether the adapter is on could not be told: {why}")?,
-            }
+            say_compared(compared)?;
             say!("try it: ollama run {}", registered.name)?;
             Ok(Ended::Done)
         }
@@ -165,5 +177,71 @@ fn show(args: &Args, deployed: &Deployed) -> Result<Ended> {
             }
             Ok(Ended::WithoutServer)
         }
+    }
+}
+
+fn say_compared(compared: &Report) -> Result<()> {
+    match &compared.verdict {
+        Verdict::Same { ties } => say!(
+            "its answers are those of the trained model: log-probabilities at most {:.3} apart (base and adapter: {:.1}){}",
+            compared.max_abs_difference,
+            compared.adapter_effect.unwrap_or(f64::NAN),
+            if *ties > 0 { format!(", {ties} parted at a tie") } else { String::new() }
+        ),
+        Verdict::CannotTell(why) | Verdict::Different(why) => say!("whether the adapter is on could not be told: {why}"),
+    }
+}
+
+/// A version of llama-server.
+fn show_beside_base(args: &Args, deployed: &to_llama_server::Deployed) -> Result<Ended> {
+    use to_llama_server::Outcome;
+    let registered = &deployed.registered;
+    let mut line = json!({
+        "name": registered.name, "version": registered.version, "digest": registered.digest, "reused": registered.reused,
+        "promoted": registered.promoted, "mode": "adapter", "script": deployed.script, "system": deployed.system,
+    });
+    match &deployed.outcome {
+        Outcome::Proven { by, compared } => {
+            if args.json {
+                line["proven_by"] = json!(by);
+                line["max_logprob_difference"] = json!(compared.max_abs_difference);
+                line["adapter_effect"] = json!(compared.adapter_effect);
+                line["same"] = json!(matches!(compared.verdict, Verdict::Same { .. }));
+                print_json(&line)?;
+                return Ok(Ended::Done);
+            }
+            let alias =
+                if registered.promoted { ", and :latest names it" } else { "; :latest was not moved (--promote moves it)" };
+            say!("{} is registered{}{alias}", registered.name, if registered.reused { " already" } else { "" })?;
+            say!("its prompts are token for token what was trained, as {by} has shown")?;
+            say_compared(compared)?;
+            say_system(deployed)?;
+            say!("start it: {}", deployed.script.display())?;
+            Ok(Ended::Done)
+        }
+        Outcome::Later { why, commands } => {
+            if args.json {
+                line["why"] = json!(why);
+                line["later"] = json!(commands);
+                print_json(&line)?;
+                return Ok(Ended::WithoutServer);
+            }
+            eprintln!("{why}");
+            say_system(deployed)?;
+            say!("the files are made; run later:")?;
+            for command in commands {
+                say!("  {command}")?;
+            }
+            Ok(Ended::WithoutServer)
+        }
+    }
+}
+
+fn say_system(deployed: &to_llama_server::Deployed) -> Result<()> {
+    match &deployed.system {
+        Some(system) => say!(
+            "llama-server knows no system text of its own: every request has to begin with the one that was trained, {system:?}"
+        ),
+        None => Ok(()),
     }
 }

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::args::Runtime;
 use super::print_json;
+use crate::deploy::llama_server::LlamaServer;
 use crate::error::{Error, Result};
 use crate::pipeline::champion::{Champion, Moved};
-use crate::runtime::ollama::Ollama;
 use crate::store::{AliasMove, Store};
 
 /// Which model of which project.
@@ -19,6 +20,9 @@ pub struct RoleArgs {
     /// The beginning of its name
     #[arg(long, default_value = "my-coder-tuned")]
     name_prefix: String,
+    /// What serves it
+    #[arg(long, value_enum, default_value = "ollama")]
+    runtime: Runtime,
     /// The folder that holds .agent
     #[arg(long, env = "RETUNE_ROOT", default_value = ".")]
     root: PathBuf,
@@ -29,9 +33,9 @@ impl RoleArgs {
     fn with_champion(&self, act: impl FnOnce(&mut Champion, &mut dyn FnMut(&str)) -> Result<Moved>) -> Result<Moved> {
         // In a wrong folder nothing is begun.
         store_in(&self.root)?;
-        let ollama = Ollama::from_env()?;
+        let registry = self.runtime.registry(&self.root)?;
         let mut note = |text: &str| eprintln!("note: {text}");
-        act(&mut Champion::open(&ollama, &self.root, &self.name_prefix, &self.role, &mut note)?, &mut note)
+        act(&mut Champion::open(&*registry, &self.root, &self.name_prefix, &self.role, &mut note)?, &mut note)
     }
 }
 
@@ -102,6 +106,9 @@ pub struct HistoryArgs {
     /// Only this role
     #[arg(long)]
     role: Option<String>,
+    /// Only what moved there [default: all]
+    #[arg(long, value_enum)]
+    runtime: Option<Runtime>,
     /// The folder that holds .agent
     #[arg(long, env = "RETUNE_ROOT", default_value = ".")]
     root: PathBuf,
@@ -115,6 +122,9 @@ pub fn run_history(args: &HistoryArgs) -> Result<()> {
     let mut moves = store.moves(None)?;
     if let Some(role) = &args.role {
         moves.retain(|m| m.alias.trim_end_matches(":latest").ends_with(&format!("-{role}")));
+    }
+    if let Some(runtime) = args.runtime {
+        moves.retain(|m| m.server.starts_with(LlamaServer::SCHEME) == (runtime == Runtime::LlamaServer));
     }
     if args.json {
         return moves.iter().try_for_each(|m| print_json(&json!(m)));

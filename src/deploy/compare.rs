@@ -100,13 +100,8 @@ pub enum Verdict {
 /// Has a registered model continue the prompts of our answers, raw and greedily, and compares. `tolerance`: how far
 /// log-probabilities may be apart (the served file may be quantised otherwise than what was trained on).
 pub fn compare_served(ollama: &Ollama, model: &str, answers: &[OwnAnswer], tolerance: f64) -> Result<Report> {
-    if answers.iter().all(|answer| answer.tokens.is_empty()) {
-        return Err(Error::data("no answers to compare with the served model", "generate some tokens for at least one prompt"));
-    }
-    let mut compared = Vec::new();
-    for own in answers {
-        // One more where our answer ended, to see the served one end, too.
-        let options = Options { stop: Some(Vec::new()), ..Options::greedy(own.tokens.len() + usize::from(own.ended)) };
+    compare_with(model, answers, tolerance, &mut |own, limit| {
+        let options = Options { stop: Some(Vec::new()), ..Options::greedy(limit) };
         let served = ollama.generate(model, &own.prompt, &options, TOP)?;
         if served.tokens.is_empty() && served.eval_tokens.unwrap_or(0) > 1 {
             let version = ollama.version().unwrap_or_default();
@@ -115,6 +110,24 @@ pub fn compare_served(ollama: &Ollama, model: &str, answers: &[OwnAnswer], toler
                 "update Ollama; until then compare answers by hand",
             ));
         }
+        Ok(served)
+    })
+}
+
+/// `compare_served` for any server: `ask` has it continue the prompt of an answer raw and greedily, by at most so many tokens.
+pub fn compare_with(
+    model: &str,
+    answers: &[OwnAnswer],
+    tolerance: f64,
+    ask: &mut dyn FnMut(&OwnAnswer, usize) -> Result<Answer>,
+) -> Result<Report> {
+    if answers.iter().all(|answer| answer.tokens.is_empty()) {
+        return Err(Error::data("no answers to compare with the served model", "generate some tokens for at least one prompt"));
+    }
+    let mut compared = Vec::new();
+    for own in answers {
+        // One more where our answer ended, to see the served one end, too.
+        let served = ask(own, own.tokens.len() + usize::from(own.ended))?;
         compared.push(compare_answer(own, &served));
     }
     let max_abs_difference = compared.iter().map(|one| one.max_abs_difference).fold(0.0, f64::max);

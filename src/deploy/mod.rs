@@ -4,13 +4,16 @@
 mod adapters;
 mod compare;
 mod go_template;
+pub mod llama_server;
 mod modelfile;
 mod prompt;
 mod register;
 pub mod shelf;
 
 pub use adapters::{AdapterSupport, adapter_support, remembered_support};
-pub use compare::{Compared, Divergence, OwnAnswer, OwnToken, Report, TIE_LOGPROB, Verdict, compare_answer, compare_served};
+pub use compare::{
+    Compared, Divergence, OwnAnswer, OwnToken, Report, TIE_LOGPROB, Verdict, compare_answer, compare_served, compare_with,
+};
 pub use modelfile::{From, ModelSpec, Parameters, later_commands};
 pub use prompt::{Difference, Foresight, Mismatch, PromptProbe, Remedies, Settlement, compare_prompts, foresee, settle};
 pub use register::{Deployment, Progress, Promote, Registered, alias_name, move_alias, promote, register};

@@ -21,7 +21,7 @@ pub struct Manifest {
     pub adapter: Option<FileEntry>,
     /// The system text that requests without one get.
     pub system: Option<String>,
-    /// The name of the template, or its text.
+    /// The text of the template, where the base's own is not the trained one or is not to be relied on.
     pub template: Option<String>,
     /// How answers are sampled where a request does not say.
     pub parameters: serde_json::Map<String, serde_json::Value>,
@@ -61,6 +61,19 @@ impl Shelf {
         bytes.push(b'\n');
         self.write(&path, &bytes)?;
         Ok(digest(&bytes))
+    }
+
+    /// The file of a name, to put it back as it was; `None` where there is no such name.
+    pub(super) fn bytes(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        read(&self.path(name)?)
+    }
+
+    /// Makes a name what `bytes` had.
+    pub(super) fn put_back(&self, name: &str, bytes: Option<&[u8]>) -> Result<()> {
+        match bytes {
+            Some(bytes) => self.write(&self.path(name)?, bytes),
+            None => self.delete(name).map(drop),
+        }
     }
 
     /// What a name stands for; `None` where there is no such name.

@@ -197,6 +197,8 @@ impl<'a> Champion<'a> {
         let moves = self.store.moves(Some((&self.server, &alias)))?;
         let open: Vec<&AliasMove> = moves.iter().filter(|m| m.end.is_none()).collect();
         let now = self.registry.tag(&alias)?.map(|tag| tag.digest);
+        // Before the moves are ended: killed here, the next one does it again.
+        self.registry.settle(!open.is_empty())?;
         for m in &open {
             let done = now.as_ref() == Some(&m.to_digest);
             let message = if done { "its process died after it was made" } else { "its process died before it was made" };

@@ -1,5 +1,7 @@
 //! From an adapter to a model that Ollama serves, prompted as it was trained and proven to be what was trained.
 
+pub mod llama_server;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -151,15 +153,7 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
     let probes = probes(&renderer, request.data.as_deref(), base)?;
     let modelfile = request.root.join(".agent").join(format!("Modelfile.{}", request.role));
     let alias = deploy::alias_name(&request.prefix, &request.role)?.to_string();
-    let mut parameters = request.parameters.clone();
-    for &id in base.tokenizer.end_ids() {
-        parameters.add_stop(&base.tokenizer.token(id).unwrap_or_default());
-    }
-    if let Origin::Ollama { tag, .. } = &base.origin
-        && let Some(params) = crate::runtime::ollama::store::resolve(tag)?.params
-    {
-        parameters.inherit(&params);
-    }
+    let parameters = served_parameters(base, request)?;
     let system = request.system.clone().or(default_system(&renderer)?);
     let spec_of = |from: From, blob: Option<Blob>| ModelSpec {
         system: system.clone(),
@@ -271,43 +265,91 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
             ),
         ));
     }
-    let run = RunMemory::whole(&request.adapter)?;
-    store.record_deployment(
-        &NewDeployment {
-            server: &server,
-            model: &model,
-            version: registered.version,
-            digest: &registered.digest,
-            mode: if mode == Mode::Adapter { "adapter" } else { "merged" },
-            size_bytes: ollama.tag(&registered.name)?.map_or(0, |tag| tag.size),
-            recipe: &json!({
-                "base": base.name, "template": template.name, "system": request.system, "mode": mode,
-                "type": request.merge_type.map(|t| t.to_string()), "parameters": settlement.spec.parameters.to_json(),
-                "data": request.data,
-            }),
-        },
-        &NewAdapter {
-            role: &request.role,
-            digest: &super::adapter_digest(&adapter),
-            path: &std::path::absolute(&request.adapter).map_err(Error::io("find", &request.adapter))?.to_string_lossy(),
-            base_name: &base.name,
-            base_digest: &base.digest()?,
-            run: run.as_ref(),
-        },
-    )?;
-    drop(store);
-    let mut champion = Champion::open(&ollama, &request.root, &request.prefix, &request.role, note)?;
-    let now = champion.now()?;
-    registered.promoted = match (request.promote, &now) {
-        (Promote::Yes, _) => champion.promote_judged(&registered.name, None, false, note).map(|_| true)?,
-        (Promote::IfFirst, None) => champion.promote(&registered.name, "the first version").map(|_| true)?,
-        _ => now.is_some_and(|now| now.digest == registered.digest),
+    let proven = Proven {
+        registered: &registered,
+        registry: &ollama,
+        mode: if mode == Mode::Adapter { "adapter" } else { "merged" },
+        recipe: json!({
+            "base": base.name, "template": template.name, "system": request.system, "mode": mode,
+            "type": request.merge_type.map(|t| t.to_string()), "parameters": settlement.spec.parameters.to_json(),
+            "data": request.data,
+        }),
     };
+    proven.record(&mut store, base, &adapter, request)?;
+    drop(store);
+    registered.promoted = promote_as_asked(&ollama, request, &registered, note)?;
     Ok(Deployed {
         modelfile,
         merged,
         outcome: Outcome::Served { registered, settlement: Box::new(settlement), mode, compared: Box::new(compared) },
     })
+}
+
+/// A version that was seen to serve what was trained.
+struct Proven<'a> {
+    registered: &'a Registered,
+    registry: &'a dyn Registry,
+    /// `adapter` or `merged`
+    mode: &'a str,
+    /// What it takes to make it again.
+    recipe: serde_json::Value,
+}
+
+impl Proven<'_> {
+    fn record(&self, store: &mut Store, base: &Base, adapter: &Adapter, request: &DeployRequest) -> Result<()> {
+        let run = RunMemory::whole(&request.adapter)?;
+        let model = deploy::alias_name(&request.prefix, &request.role)?.to_string();
+        store.record_deployment(
+            &NewDeployment {
+                server: &self.registry.id(),
+                model: model.trim_end_matches(":latest"),
+                version: self.registered.version,
+                digest: &self.registered.digest,
+                mode: self.mode,
+                size_bytes: self.registry.tag(&self.registered.name)?.map_or(0, |tag| tag.size),
+                recipe: &self.recipe,
+            },
+            &NewAdapter {
+                role: &request.role,
+                digest: &super::adapter_digest(adapter),
+                path: &std::path::absolute(&request.adapter).map_err(Error::io("find", &request.adapter))?.to_string_lossy(),
+                base_name: &base.name,
+                base_digest: &base.digest()?,
+                run: run.as_ref(),
+            },
+        )?;
+        Ok(())
+    }
+}
+
+/// Moves the alias to the new version where the request says so. `true`: it names that version now.
+fn promote_as_asked(
+    registry: &dyn Registry,
+    request: &DeployRequest,
+    registered: &Registered,
+    note: &mut dyn FnMut(&str),
+) -> Result<bool> {
+    let mut champion = Champion::open(registry, &request.root, &request.prefix, &request.role, note)?;
+    let now = champion.now()?;
+    match (request.promote, &now) {
+        (Promote::Yes, _) => champion.promote_judged(&registered.name, None, false, note).map(|_| true),
+        (Promote::IfFirst, None) => champion.promote(&registered.name, "the first version").map(|_| true),
+        _ => Ok(now.is_some_and(|now| now.digest == registered.digest)),
+    }
+}
+
+/// The request's, with the ends of an answer as stops, and with what an Ollama tag says itself.
+fn served_parameters(base: &Base, request: &DeployRequest) -> Result<Parameters> {
+    let mut parameters = request.parameters.clone();
+    for &id in base.tokenizer.end_ids() {
+        parameters.add_stop(&base.tokenizer.token(id).unwrap_or_default());
+    }
+    if let Origin::Ollama { tag, .. } = &base.origin
+        && let Some(params) = crate::runtime::ollama::store::resolve(tag)?.params
+    {
+        parameters.inherit(&params);
+    }
+    Ok(parameters)
 }
 
 fn folder_of(adapter: &Path) -> &Path {
@@ -316,15 +358,21 @@ fn folder_of(adapter: &Path) -> &Path {
 
 /// The pristine base and the GGUF adapter on it.
 fn adapter_spec_parts(base: &Base, gguf: &Gguf, adapter: &Adapter, path: &Path) -> Result<(From, Blob)> {
-    let file = if path.is_dir() { path.join(super::GGUF_ADAPTER_FILE) } else { path.to_owned() };
-    if !file.is_file() {
-        adapter_files::save_gguf(&file, adapter, &base.decoder.config)?;
-    }
+    let file = gguf_adapter(base, adapter, path)?;
     let from = match &base.origin {
         Origin::Ollama { tag, .. } => From::Model(tag.clone()),
         Origin::Gguf(_) | Origin::BuiltIn(_) | Origin::Folder(_) => From::File(gguf_blob(gguf, folder_of(path))?),
     };
     Ok((from, Blob::of(&file)?))
+}
+
+/// The adapter as a GGUF file; written beside the other files where it is missing.
+fn gguf_adapter(base: &Base, adapter: &Adapter, path: &Path) -> Result<PathBuf> {
+    let file = if path.is_dir() { path.join(super::GGUF_ADAPTER_FILE) } else { path.to_owned() };
+    if !file.is_file() {
+        adapter_files::save_gguf(&file, adapter, &base.decoder.config)?;
+    }
+    Ok(file)
 }
 
 /// The base as a file; the one in the binary is written out first.

@@ -24,6 +24,12 @@ pub trait Registry {
     /// Removes a name, and what no other name has. `false`: there was none.
     fn delete(&self, name: &str) -> Result<bool>;
 
+    /// Brings what runs in line with the names, where a killed process or another hand left it otherwise. `cut_off`: a move was
+    /// found under way. What cannot be done is no error here: the names are the truth.
+    fn settle(&self, _cut_off: bool) -> Result<()> {
+        Ok(())
+    }
+
     /// The model of that name among the tags; case does not matter.
     fn tag(&self, name: &str) -> Result<Option<Tag>> {
         let wanted = ModelName::parse(name)?;

@@ -6,13 +6,13 @@ use std::path::Path;
 use serde_json::{Value, json};
 use ureq::http::Method;
 
-use super::address::Address;
-use super::http::{Http, Limit, Metered, Patience, Payload};
 use super::wire::{Answer, CreateRequest, Options, Shown, Tag, message_json};
 use crate::domain::Message;
 use crate::error::{Error, Result};
 use crate::fault;
 use crate::runtime::Registry;
+use crate::runtime::address::{Address, OLLAMA};
+use crate::runtime::http::{Http, Limit, Metered, Patience, Payload, Reply, token_from_env};
 
 /// A client of one Ollama. Every error says which address was tried, what for, and what to do.
 pub struct Ollama {
@@ -30,8 +30,7 @@ pub struct Probe<'a> {
 impl Ollama {
     /// `OLLAMA_HOST`, and a bearer token from `OLLAMA_API_KEY`. Asks nothing yet.
     pub fn from_env() -> Result<Self> {
-        let token = std::env::var("OLLAMA_API_KEY").ok().map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
-        Ok(Self::new(Address::from_env()?, token))
+        Ok(Self::new(Address::from_env()?, token_from_env(&OLLAMA)))
     }
 
     /// The token goes over loopback and https only.
@@ -203,7 +202,7 @@ impl Ollama {
         if answer.done { Ok(answer) } else { Err(self.http.hung_up(what, "the stream ended before the answer did")) }
     }
 
-    fn empty_answer(&self, what: &str, reply: super::http::Reply) -> Result<()> {
+    fn empty_answer(&self, what: &str, reply: Reply) -> Result<()> {
         let status = reply.status;
         let text = self.http.text(what, reply, Limit::Quick)?;
         if (200..300).contains(&status) && !text.contains("\"error\"") {

@@ -137,7 +137,8 @@ impl Renderer<'_> {
         Ok(())
     }
 
-    fn with_system(&self, messages: &[Message]) -> Vec<Message> {
+    /// The messages of a row with the system text of training.
+    pub fn with_system(&self, messages: &[Message]) -> Vec<Message> {
         let mut messages = messages.to_vec();
         let Some(system) = &self.system else { return messages };
         match messages.first_mut() {

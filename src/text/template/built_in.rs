@@ -101,6 +101,39 @@ impl BuiltIn {
         }
     }
 
+    /// The same in Jinja, for servers that take that. On one line: whether line ends behind tags count is not the same everywhere.
+    pub fn jinja_twin(self, end: &str) -> String {
+        let content = "message['content']";
+        let end = jinja_text(end);
+        let turns = match self {
+            Self::Alpaca => format!(
+                "{{% if message['role'] == 'system' %}}{{{{ {content} + '\\n\\n' }}}}\
+                 {{% elif message['role'] == 'user' %}}{{{{ '### Instruction:\\n' + {content} + '\\n\\n' }}}}\
+                 {{% elif message['role'] == 'assistant' %}}{{{{ '### Response:\\n' + {content} + {end} }}}}\
+                 {{% if not loop.last or add_generation_prompt %}}{{{{ '\\n\\n' }}}}{{% endif %}}"
+            ),
+            Self::Chatml => format!(
+                "{{% if message['role'] == 'assistant' %}}{{{{ '<|im_start|>assistant\\n' + {content} + {end} + '\\n' }}}}\
+                 {{% elif message['role'] == 'user' or message['role'] == 'system' %}}\
+                 {{{{ '<|im_start|>' + message['role'] + '\\n' + {content} + '<|im_end|>\\n' }}}}"
+            ),
+            Self::Plain => format!(
+                "{{% if message['role'] == 'system' %}}{{{{ {content} + '\\n\\n' }}}}\
+                 {{% elif message['role'] == 'user' %}}{{{{ {content} }}}}\
+                 {{% elif message['role'] == 'assistant' %}}{{{{ {content} + {end} }}}}"
+            ),
+        };
+        let speaks = match self {
+            Self::Alpaca => "{% if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}",
+            Self::Chatml => "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}",
+            Self::Plain => "",
+        };
+        format!(
+            "{{% for message in messages %}}{turns}{{% else %}}{{{{ raise_exception('this template cannot say such a turn') }}}}\
+             {{% endif %}}{{% endfor %}}{speaks}"
+        )
+    }
+
     fn cannot(self, what: &str) -> Error {
         let name = format!("{self:?}").to_lowercase();
         Error::data(
@@ -108,6 +141,12 @@ impl BuiltIn {
             "use the model's own template (leave --template away), or give a Jinja template with --template FILE",
         )
     }
+}
+
+/// A string as Jinja reads it back.
+fn jinja_text(text: &str) -> String {
+    let escaped = text.replace('\\', "\\\\").replace('\'', "\\'").replace('\n', "\\n");
+    format!("'{escaped}'")
 }
 
 #[derive(Default)]
@@ -194,6 +233,26 @@ mod tests {
                 }
                 let expected = render(name, &turns, true).0;
                 assert_eq!(ollama(&twin, &[(system, "a", "b"), ("", "c", "")]), expected, "{name}, system {system:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_jinja_twin_renders_what_was_trained() {
+        use super::super::Jinja;
+        let turns = [("system", "Be {{ brief }}."), ("user", "a\n'b'"), ("assistant", "c"), ("user", "d")];
+        for name in super::super::BUILT_IN {
+            for end in ["</s>", "<|im_end|></s>", "it's\\n\nover"] {
+                let built_in = BuiltIn::named(name).unwrap();
+                let twin = Jinja::new(name, &built_in.jinja_twin(end), Vec::new()).unwrap();
+                for (from, to, prompt) in [(0, 4, true), (1, 4, true), (0, 3, false), (1, 2, true), (0, 3, true)] {
+                    let messages: Vec<Message> = turns[from..to].iter().map(|&(role, text)| Message::new(role, text)).collect();
+                    let given = Given { tools: None, end, now: SystemTime::UNIX_EPOCH };
+                    let [ours, theirs] = [built_in.render(&messages, &given, prompt), twin.render(&messages, &given, prompt)];
+                    assert_eq!(ours.unwrap().text, theirs.unwrap().text, "{name}, turns {from} to {to}");
+                }
+                let tool = [Message::new("tool", "42")];
+                assert!(twin.render(&tool, &Given { tools: None, end, now: SystemTime::UNIX_EPOCH }, false).is_err());
             }
         }
     }

@@ -127,6 +127,14 @@ impl Template {
         }
     }
 
+    /// The template in Jinja: its own source, or the twin of a built-in one.
+    pub fn jinja_twin(&self, tokenizer: &Tokenizer) -> String {
+        match &self.kind {
+            Kind::BuiltIn(built_in) => built_in.jinja_twin(&built_in.end(tokenizer)),
+            Kind::Jinja(jinja) => jinja.source.clone(),
+        }
+    }
+
     /// The Jinja source; `None` for the built-in ones.
     pub fn source(&self) -> Option<&str> {
         match &self.kind {

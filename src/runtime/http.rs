@@ -1,4 +1,4 @@
-//! One HTTP exchange with Ollama, and what its failures mean: dead, slow, refusing, or not an Ollama at all.
+//! One HTTP exchange with a server, and what its failures mean: dead, slow, refusing, or another program altogether.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
@@ -8,10 +8,10 @@ use serde_json::Value;
 use ureq::http::{Method, Response};
 use ureq::{Agent, Body, SendBody};
 
-use super::address::Address;
+use super::address::{Address, ServerKind};
 use crate::error::{Error, Result};
 
-/// No single answer or line of Ollama's is near this; what is larger is not read into memory.
+/// No single answer or line of such a server is near this; what is larger is not read into memory.
 const MAX_ANSWER_BYTES: u64 = 64 << 20;
 /// How much of a strange answer an error shows.
 const SHOWN_CHARS: usize = 120;
@@ -21,9 +21,9 @@ const SHOWN_CHARS: usize = 120;
 pub struct Patience {
     /// For the connection, TLS included.
     pub connect: Duration,
-    /// For a whole request that Ollama answers from its files: version, tags, show, copy, delete.
+    /// For a whole request that is answered from memory or small files: version, tags, show, copy, delete.
     pub quick: Duration,
-    /// For the next byte where Ollama works: loading a model, generating, creating, hashing an upload.
+    /// For the next byte where the server works: loading a model, generating, creating, hashing an upload.
     pub idle: Duration,
 }
 
@@ -70,7 +70,7 @@ impl Http {
             .http_status_as_error(false)
             // A redirect could carry a model or a token to another host.
             .max_redirects(0)
-            // Ollama restarts between two calls of a long training; a fresh connection never meets a dead one.
+            // A server restarts between two calls of a long training; a fresh connection never meets a dead one.
             .max_idle_connections(0)
             .timeout_connect(Some(patience.connect))
             .user_agent(concat!("retune/", env!("CARGO_PKG_VERSION")));
@@ -88,14 +88,27 @@ impl Http {
 
     /// `what` completes "Ollama did not ...": "create my-coder:v1".
     pub fn send(&self, what: &str, method: Method, path: &str, payload: Payload, limit: Limit) -> Result<Reply> {
+        self.try_send(what, method, path, payload, limit)?.map_err(|why| self.dead(what, &why))
+    }
+
+    /// `send`, where nobody being there is no error: why nobody answers.
+    pub fn try_send(
+        &self,
+        what: &str,
+        method: Method,
+        path: &str,
+        payload: Payload,
+        limit: Limit,
+    ) -> Result<Result<Reply, String>> {
+        let kind = self.kind();
         let mut request = ureq::http::Request::builder().method(method).uri(self.address.url(path));
         if let Some(authorization) = self.authorization() {
             request = request.header("authorization", authorization);
         }
         let body_wrong = |error: ureq::http::Error| {
             Error::usage(
-                format!("cannot ask Ollama to {what}: {error}"),
-                "check OLLAMA_HOST and OLLAMA_API_KEY for stray characters",
+                format!("cannot ask {} to {what}: {error}", kind.name),
+                format!("check {} and {} for stray characters", kind.host_variable, kind.key_variable),
             )
         };
         let response = match payload {
@@ -110,16 +123,19 @@ impl Http {
                 self.run(request.body(SendBody::from_reader(reader)).map_err(body_wrong)?, limit)
             }
         };
-        let response = response.map_err(|error| self.failure(what, error, limit))?;
+        let response = match response {
+            Ok(response) => response,
+            Err(error) => return self.why_dead(&error).map(Err).ok_or_else(|| self.failure(what, error, limit)),
+        };
         let status = response.status().as_u16();
         if (300..400).contains(&status) {
             let target = response.headers().get("location").and_then(|l| l.to_str().ok()).unwrap_or("nowhere");
             return Err(Error::server(
                 format!("{} answers the request to {what} with a redirect to {target}, which is not followed", self.address),
-                "set OLLAMA_HOST to the address that Ollama itself has",
+                format!("set {} to the address that {} itself has", kind.host_variable, kind.name),
             ));
         }
-        Ok(Reply { status, body: response.into_body() })
+        Ok(Ok(Reply { status, body: response.into_body() }))
     }
 
     /// In the clear over a network, a token would be anybody's: it is sent over loopback and https only.
@@ -147,7 +163,7 @@ impl Http {
         Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 
-    /// The whole body as JSON; a status other than 2xx is an error with Ollama's own words.
+    /// The whole body as JSON; a status other than 2xx is an error with the server's own words.
     pub fn json(&self, what: &str, reply: Reply, limit: Limit) -> Result<Value> {
         let status = reply.status;
         let text = self.text(what, reply, limit)?;
@@ -197,74 +213,98 @@ impl Http {
         }
     }
 
-    /// Ollama said no.
+    /// The server said no.
     pub fn refusal(&self, what: &str, status: u16, text: &str) -> Error {
         let said = serde_json::from_str(text).ok().and_then(|value| error_in(&value)).unwrap_or_else(|| text.trim().to_owned());
         let said = if said.is_empty() { "(no reason given)".to_owned() } else { shorten(&said, 600) };
         let status_text = if (200..300).contains(&status) { String::new() } else { format!(" (HTTP {status})") };
+        let kind = self.kind();
+        let (key, host) = (kind.key_variable, kind.host_variable);
         let hint = match status {
             401 | 403 if self.token.is_some() && !self.address.is_private() => {
-                "OLLAMA_API_KEY is set but was not sent, as http:// would show it to the network; use https://"
+                format!("{key} is set but was not sent, as http:// would show it to the network; use https://")
             }
-            401 | 403 => "set OLLAMA_API_KEY to a token that this server takes",
-            404 if !text.contains("error") => "is that address an Ollama? set OLLAMA_HOST to the right one",
-            507 => "free some space on the disk of the server, then run the same command again",
-            _ if said.contains("no space left") => "free some space on the disk of the server, then run the same command again",
-            _ => "Ollama's own log says more; what it served before it still serves",
+            401 | 403 => format!("set {key} to a token that this server takes"),
+            404 if !text.contains("error") => format!("is that address {}? set {host} to the right one", kind.one),
+            _ if status == 507 || said.contains("no space left") => {
+                "free some space on the disk of the server, then run the same command again".to_owned()
+            }
+            _ => format!("{}'s own log says more; what it served before it still serves", kind.name),
         };
-        Error::server(format!("Ollama at {} did not {what}{status_text}: {said}", self.address), hint)
+        Error::server(format!("{} at {} did not {what}{status_text}: {said}", kind.name, self.address), hint)
     }
 
-    /// Something answered that is not what Ollama says.
+    /// Something answered that is not what such a server says.
     pub fn garbage(&self, what: &str, text: &str) -> Error {
+        let kind = self.kind();
+        let text = shorten(text.trim(), SHOWN_CHARS);
         Error::server(
-            format!("asked to {what}, {} answered what no Ollama says: {}", self.address, shorten(text.trim(), SHOWN_CHARS)),
-            "is something else listening there? set OLLAMA_HOST to Ollama's own address",
+            format!("asked to {what}, {} answered what no {} says: {text}", self.address, kind.name),
+            format!("is something else listening there? set {} to {}'s own address", kind.host_variable, kind.name),
         )
     }
 
-    fn failure(&self, what: &str, error: ureq::Error, limit: Limit) -> Error {
+    fn kind(&self) -> &'static ServerKind {
+        self.address.kind
+    }
+
+    fn dead(&self, what: &str, why: &str) -> Error {
+        let kind = self.kind();
+        Error::server(
+            format!("no {} answers at {} ({why}); it was asked to {what}", kind.name, self.address),
+            format!("start it with {}, or set {} to where it runs", kind.start, kind.host_variable),
+        )
+    }
+
+    /// Why nobody answers; `None` where somebody did, or may have.
+    fn why_dead(&self, error: &ureq::Error) -> Option<String> {
         use ureq::Timeout::{Connect, Resolve};
-        let address = &self.address;
-        let dead = |why: String| {
-            Error::server(
-                format!("no Ollama answers at {address} ({why}); it was asked to {what}"),
-                "start it with `ollama serve`, or set OLLAMA_HOST to where it runs",
-            )
-        };
+        match error {
+            ureq::Error::Timeout(Connect | Resolve) => {
+                Some(format!("no connection within {} s", self.patience.connect.as_secs_f64()))
+            }
+            ureq::Error::HostNotFound => Some("no host of that name".to_owned()),
+            ureq::Error::ConnectionFailed => Some("the connection failed".to_owned()),
+            ureq::Error::Io(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => Some("connection refused".to_owned()),
+                io::ErrorKind::HostUnreachable
+                | io::ErrorKind::NetworkUnreachable
+                | io::ErrorKind::NetworkDown
+                | io::ErrorKind::AddrNotAvailable
+                | io::ErrorKind::PermissionDenied => Some(error.to_string()),
+                // What std says where the resolver finds no address; it has no kind of its own.
+                _ if error.to_string().starts_with("failed to lookup") => Some(error.to_string()),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn failure(&self, what: &str, error: ureq::Error, limit: Limit) -> Error {
+        let (address, kind) = (&self.address, self.kind());
+        if let Some(why) = self.why_dead(&error) {
+            return self.dead(what, &why);
+        }
         let slow = || {
             let (secs, limit) = match limit {
                 Limit::Quick => (self.patience.quick.as_secs_f64(), "no whole answer"),
                 Limit::Idle => (self.patience.idle.as_secs_f64(), "nothing more"),
             };
             Error::server(
-                format!("Ollama at {address} is too slow to {what}: {limit} within {secs} s"),
-                "`ollama ps` shows what keeps it busy; run the same command again when it is idle",
+                format!("{} at {address} is too slow to {what}: {limit} within {secs} s", kind.name),
+                format!("{}; run the same command again when it is idle", kind.busy),
             )
         };
         match error {
-            ureq::Error::Timeout(Connect | Resolve) => {
-                dead(format!("no connection within {} s", self.patience.connect.as_secs_f64()))
-            }
             ureq::Error::Timeout(_) => slow(),
-            ureq::Error::HostNotFound => dead("no host of that name".to_owned()),
-            ureq::Error::ConnectionFailed => dead("the connection failed".to_owned()),
             ureq::Error::Io(error) => match error.kind() {
                 io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => slow(),
-                io::ErrorKind::ConnectionRefused => dead("connection refused".to_owned()),
-                io::ErrorKind::HostUnreachable
-                | io::ErrorKind::NetworkUnreachable
-                | io::ErrorKind::NetworkDown
-                | io::ErrorKind::AddrNotAvailable
-                | io::ErrorKind::PermissionDenied => dead(error.to_string()),
-                // What std says where the resolver finds no address; it has no kind of its own.
-                _ if error.to_string().starts_with("failed to lookup") => dead(error.to_string()),
                 _ => self.hung_up(what, &error.to_string()),
             },
             ureq::Error::BodyExceedsLimit(_) => self.garbage(what, "more than 64 MiB"),
             error @ (ureq::Error::Tls(_) | ureq::Error::Rustls(_) | ureq::Error::Pem(_)) => Error::server(
                 format!("no secure connection to {address}: {error}; it was asked to {what}"),
-                "check the server's certificate, or set OLLAMA_HOST to where Ollama runs",
+                format!("check the server's certificate, or set {} to where {} runs", kind.host_variable, kind.name),
             ),
             ureq::Error::Protocol(error) => self.garbage(what, &error.to_string()),
             error => self.hung_up(what, &error.to_string()),
@@ -274,10 +314,16 @@ impl Http {
     /// The connection ended before the answer did.
     pub fn hung_up(&self, what: &str, why: &str) -> Error {
         Error::server(
-            format!("Ollama at {} hung up when it was asked to {what}: {why}", self.address),
-            "look into Ollama's log (did it crash, was it restarted?), then run the same command again",
+            format!("{} at {} hung up when it was asked to {what}: {why}", self.kind().name, self.address),
+            format!("look into {}'s log (did it crash, was it restarted?), then run the same command again", self.kind().name),
         )
     }
+}
+
+/// The kind's token, where the environment has one.
+pub(super) fn token_from_env(kind: &ServerKind) -> Option<String> {
+    let token = std::env::var(kind.key_variable).ok()?;
+    Some(token.trim().to_owned()).filter(|token| !token.is_empty())
 }
 
 /// Counts what is read from a file on its way to the server.
