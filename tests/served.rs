@@ -122,5 +122,5 @@ fn nothing_is_recorded_where_no_ollama_answers() {
     says(&refusal(1, &output, "no Ollama"), &["127.0.0.1:1"]);
     assert!(!scratch.path().join(".agent").exists());
     let output = common::retune(&["evaluate", "--candidate", "a", "--data", data.to_str().unwrap()]);
-    says(&refusal(2, &output, "neither a base nor a server"), &["--base", "--served"]);
+    says(&refusal(2, &output, "neither a base nor a server"), &["--base"]);
 }

@@ -202,7 +202,7 @@ impl<'a> Stage<'a> {
             base: FileEntry { path: DEMO.into(), digest: self.base.digest()?, size_bytes: 0 },
             adapter: adapter.transpose()?,
             system: None,
-            template: Some(self.template.name.clone()),
+            template: Some(self.template.jinja_twin(&self.base.tokenizer)),
             parameters: serde_json::Map::new(),
         })
     }
