@@ -115,6 +115,7 @@ pub fn run(args: &Args) -> Result<Ended> {
             num_ctx: args.num_ctx,
             ..Parameters::default()
         },
+        again: None,
     };
     let deployed = deploy(&base, &template, &request, &mut |text| eprintln!("note: {text}"))?;
     show(args, &deployed)

@@ -13,7 +13,7 @@ pub use adapters::{AdapterSupport, adapter_support, remembered_support};
 pub use compare::{Compared, Divergence, OwnAnswer, OwnToken, Report, TIE_LOGPROB, Verdict, compare_answer, compare_served};
 pub use modelfile::{From, ModelSpec, Parameters, later_commands};
 pub use prompt::{Difference, Foresight, Mismatch, PromptProbe, Remedies, Settlement, compare_prompts, foresee, settle};
-pub use register::{Deployment, Progress, Promote, Registered, alias_name, move_alias, promote, register};
+pub use register::{Deployment, Number, Progress, Promote, Registered, alias_name, move_alias, promote, register};
 
 use crate::error::{Error, Result};
 use crate::runtime::Registry;

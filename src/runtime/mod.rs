@@ -5,4 +5,4 @@ pub mod ollama;
 mod registry;
 
 pub use ollama::{ModelName, Tag};
-pub use registry::Registry;
+pub use registry::{Held, HeldFile, Registry};
