@@ -19,9 +19,11 @@ use serde_json::Value;
 const MODEL: &str = "my-coder-tuned-coder";
 const ADAPTER: &str = "adapter_model.safetensors";
 
-/// The files below a folder and their sizes.
+/// The files of a server's store and their sizes; not Ollama 0.34's own notes on models that it was asked about (`metadata`, some
+/// kilobytes each), which come and go by themselves.
 fn sizes(folder: &Path) -> BTreeMap<String, u64> {
-    common::files(folder).into_iter().map(|name| (name.clone(), fs::metadata(folder.join(&name)).unwrap().len())).collect()
+    let files = common::files(folder).into_iter().filter(|name| !name.starts_with("metadata/"));
+    files.map(|name| (name.clone(), fs::metadata(folder.join(&name)).unwrap().len())).collect()
 }
 
 fn total(sizes: &BTreeMap<String, u64>) -> u64 {
@@ -184,13 +186,12 @@ fn made_again(project: &Project) {
     says(&peer.heard(&format!("{MODEL}:v2")), &["ww"]);
     says(&project.ok(&["rebuild", "2"]), &["v2 is there still"]);
 
-    // A record of before the texts were written down, and rows that are not there any more: told, and made all the same.
+    // A record of before the texts were written down: told, and made all the same.
     let record = project.record(4);
     let mut recipe = record.recipe.clone();
     for later in ["settled", "template_source", "base_at"] {
         recipe.as_object_mut().unwrap().remove(later).unwrap_or_else(|| panic!("no {later} in {}", record.recipe));
     }
-    recipe["data"] = "/nowhere/rows.jsonl".into();
     let mut store = Store::open(root).unwrap();
     let deployment = NewDeployment {
         server: &record.server,
@@ -213,7 +214,7 @@ fn made_again(project: &Project) {
     drop(store);
     let output = peer.retune(root, &[], &["rebuild", "v4"]);
     assert!(output.status.success(), "{output:?}");
-    says(&String::from_utf8_lossy(&output.stderr), &["note: ", "recorded before the texts", "rows.jsonl is not there any more"]);
+    says(&String::from_utf8_lossy(&output.stderr), &["note: ", "recorded before the texts"]);
     says(&String::from_utf8_lossy(&output.stdout), &["v4 is served again, the same as it was"]);
     assert_eq!(peer.digest(&format!("{MODEL}:v4")), record.digest);
     assert!(project.record(4).recipe["settled"].is_object(), "now it is written down");
