@@ -12,8 +12,8 @@ use crate::train::plan::human;
 /// Remove old versions from Ollama; their adapters stay.
 ///
 /// Kept are what serves, what served before it (`retune rollback` goes back to it), the last versions, the pinned ones (`retune
-/// pin`), and what this project did not record or could not make again. A pruned version keeps its number: `retune rebuild` makes it
-/// again from its adapter.
+/// pin`), and what this project did not record or could not make again. A pruned version keeps its number: `retune rebuild`
+/// makes it again from its adapter.
 #[derive(clap::Args)]
 pub struct Args {
     /// How many of the last versions stay in any case
@@ -102,8 +102,8 @@ pub fn run_pin(args: &PinArgs) -> Result<()> {
 
 /// Make a pruned version again, under its own number.
 ///
-/// It is made from its adapter and from what was recorded of it (base, type, template, system text, parameters), compared with what was
-/// trained as `retune deploy` does, and must have the digest that it had.
+/// It is made from its adapter and from what was recorded of it (base, type, template, system text, parameters), compared
+/// with what was trained as `retune deploy` does. Where its digest is not the one that it had, that is told.
 #[derive(clap::Args)]
 pub struct RebuildArgs {
     /// v7, 7, or the whole name

@@ -1,5 +1,6 @@
-//! Old versions go from the server: all but what serves, what served before it, the last ones and the pinned ones. The adapters stay, and
-//! a version that was pruned is made again from its own (`pipeline/rebuild.rs`). Killed anywhere, the same call carries on.
+//! Old versions go from the server: all but what serves, what served before it, the last ones and the pinned ones. The
+//! adapters stay, and a version that was pruned is made again from its own (`pipeline/rebuild.rs`). Killed anywhere, the
+//! same call carries on.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -263,7 +264,8 @@ impl Ledger {
         self.held.values().flatten().flat_map(|held| &held.files)
     }
 
-    /// Sizes that the server does not tell: of files that are here, too; else what a tag has beside all other files and its small texts.
+    /// Sizes that the server does not tell: of files that are here, too; else what a tag has beside all other files and its
+    /// small texts.
     fn learn_sizes(&mut self, known: &BTreeMap<String, u64>, tags: &[Tag]) {
         for tag in tags {
             let Some(Some(held)) = self.held.get_mut(&tag.name) else { continue };
@@ -329,8 +331,8 @@ fn local_sizes(recorded: &[Deployment]) -> Result<BTreeMap<String, u64>> {
     Ok(sizes)
 }
 
-/// The files that versions which are gone needed and no version that is left does: merged models beside their adapters, and bases that
-/// were stored in another type. `recorded`: of the model that is pruned; `every`: of this store.
+/// The files that versions which are gone needed and no version that is left does: merged models beside their adapters, and
+/// bases that were stored in another type. `recorded`: of the model that is pruned; `every`: of this store.
 fn unneeded(recorded: &[Deployment], every: &[Deployment], is_left: &dyn Fn(&Deployment) -> bool, bases: &Path) -> Vec<PathBuf> {
     let merged = |d: &Deployment| {
         let adapter = Path::new(&d.adapter_path);

@@ -5,10 +5,13 @@ use serde_json::{Value, json};
 use super::*;
 use crate::store::{MoveKind, NewAdapter, NewDeployment};
 
+/// A digest, and the files that belong to it with their sizes.
+type Model = (String, Vec<(&'static str, u64)>);
+
 /// Names and digests, and what each name holds, digest and size; all of it in memory.
 #[derive(Default)]
 struct Memory {
-    models: RefCell<BTreeMap<String, (String, Vec<(&'static str, u64)>)>>,
+    models: RefCell<BTreeMap<String, Model>>,
     /// A delete is only said to be made.
     lies: Cell<bool>,
     /// A delete leaves this file.

@@ -1,4 +1,5 @@
-//! A version that the server does not have any more is made again: of its adapter and of what was recorded of it, under its own number.
+//! A version that the server does not have any more is made again: of its adapter and of what was recorded of it, under its
+//! own number.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -45,7 +46,8 @@ pub struct Rebuilt {
     pub promoted: bool,
 }
 
-/// Makes a version again, or tells that it is there. `note` is told what is not as it was; `on_event` hears of a base that is fetched.
+/// Makes a version again, or tells that it is there. `note` is told what is not as it was; `on_event` hears of a base that
+/// is fetched.
 pub fn rebuild(request: &RebuildRequest, note: &mut dyn FnMut(&str), on_event: &mut dyn FnMut(Event)) -> Result<Rebuilt> {
     let ollama = Ollama::from_env()?;
     let alias = alias_name(&request.prefix, &request.role)?;
@@ -76,7 +78,8 @@ pub fn rebuild(request: &RebuildRequest, note: &mut dyn FnMut(&str), on_event: &
     let settled: Option<Settled> = serde_json::from_value(record.recipe["settled"].clone()).ok();
     if settled.is_none() {
         note(&format!(
-            "{name} was recorded before the texts that settle its prompts were written down: they are found out anew, and the digest may differ"
+            "{name} was recorded before the texts that settle its prompts were written down: they are found out anew, and the \
+             digest may differ"
         ));
     }
     let data = text("data").map(PathBuf::from);
@@ -112,8 +115,8 @@ pub fn rebuild(request: &RebuildRequest, note: &mut dyn FnMut(&str), on_event: &
     };
     if registered.digest != record.digest {
         note(&format!(
-            "{name} has another digest than it had ({}, recorded {}): this Ollama writes it down otherwise; its answers were compared, and are \
-             those of the trained model",
+            "{name} has another digest than it had ({}, recorded {}): this Ollama writes it down otherwise; its answers were \
+             compared, and are those of the trained model",
             registered.digest, record.digest
         ));
     }
@@ -168,8 +171,8 @@ pub(super) struct Bases {
 }
 
 impl Bases {
-    /// That a version can be made again: its base and its adapter are there, and they are what they were. A base that would have to be
-    /// fetched is not looked at.
+    /// That a version can be made again: its base and its adapter are there, and they are what they were. A base that would
+    /// have to be fetched is not looked at.
     pub fn check(&mut self, record: &Deployment) -> Result<()> {
         if base_name(record)?.1 {
             return adapter_is_there(record);

@@ -84,8 +84,8 @@ impl Store {
         Err(self.missing(&name))
     }
 
-    /// What a tag of a server keeps on its disk, read from this store: `None` where the tag is not in it. A manifest of the same digest
-    /// names the same files of the same sizes, whatever machine it lies on.
+    /// What a tag of a server keeps on its disk, read from this store: `None` where the tag is not in it. A manifest of the
+    /// same digest names the same files of the same sizes, whatever machine it lies on.
     pub fn held(&self, tag: &Tag) -> Option<Held> {
         let name = ModelName::parse(&tag.name).ok()?;
         self.roots.iter().find_map(|root| {
