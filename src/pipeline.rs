@@ -6,6 +6,8 @@ mod dataset;
 pub mod deploy;
 pub mod doctor;
 pub mod evaluate;
+pub mod prune;
+pub mod rebuild;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -8,8 +8,8 @@ use std::process::Command;
 
 use ollama_peer::{BOTH, Kind, Peer, data_file, peer_file};
 use retune::deploy::{
-    Deployment, From, ModelSpec, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Remedies, Verdict, adapter_support,
-    compare_served, deploy, register,
+    Deployment, From, ModelSpec, Number, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Remedies, Verdict,
+    adapter_support, compare_served, deploy, register,
 };
 use retune::domain::Message;
 use retune::formats::gguf::{GgmlType, Gguf, TensorSource, Value, Writer};
@@ -24,7 +24,13 @@ const STORIES: &str = "models/stories260K/stories260K-f32.gguf";
 const SMOLLM2: &str = "smollm2/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 fn deployment(role: &str, spec: ModelSpec) -> Deployment {
-    Deployment { prefix: "my-coder-tuned".to_owned(), role: role.to_owned(), spec, promote: Promote::IfFirst, first_version: 1 }
+    Deployment {
+        prefix: "my-coder-tuned".to_owned(),
+        role: role.to_owned(),
+        spec,
+        promote: Promote::IfFirst,
+        number: Number::From(1),
+    }
 }
 
 fn stories() -> Option<ModelSpec> {

@@ -13,7 +13,7 @@ use std::process::{Command, Output};
 use common::{files, says};
 use hub_server::{HubServer, Repo};
 use ollama_peer::{BOTH, Kind, Peer, data_file, peer_file};
-use retune::deploy::{Deployment, ModelSpec, Parameters, Promote, register};
+use retune::deploy::{Deployment, ModelSpec, Number, Parameters, Promote, register};
 use retune::formats::gguf::{Value, Writer};
 use retune::runtime::Registry as _;
 use retune::runtime::ollama::Blob;
@@ -186,8 +186,13 @@ fn what_a_real_ollama_renders_is_compared_with_training_and_the_ollama_stays_as_
         let make = |role: &str, path: &Path, system: Option<&str>| {
             let parameters = Parameters { num_ctx: Some(512), ..Parameters::default() };
             let spec = ModelSpec { system: system.map(str::to_owned), ..ModelSpec::merged(Blob::of(path).unwrap(), parameters) };
-            let deployment =
-                Deployment { prefix: "here".to_owned(), role: role.to_owned(), spec, promote: Promote::No, first_version: 1 };
+            let deployment = Deployment {
+                prefix: "here".to_owned(),
+                role: role.to_owned(),
+                spec,
+                promote: Promote::No,
+                number: Number::From(1),
+            };
             register(&peer.ollama, &deployment, &mut |_| ()).unwrap().name
         };
         let system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face";

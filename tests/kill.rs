@@ -74,7 +74,7 @@ fn kill_and_resume(kind: &[&str], stride: usize, files: &[&str]) {
     assert!(status.success(), "{message}");
     let expected = results(&whole);
     assert_eq!(expected.len(), files.len());
-    let points: Vec<String> = fs::read_to_string(&log).unwrap().lines().map(str::to_owned).collect();
+    let points = common::fault_points(&log);
     assert!(points.len() > 40, "only {} points: {points:?}", points.len());
 
     for (n, point) in points.iter().enumerate().step_by(stride) {

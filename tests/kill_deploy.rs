@@ -8,7 +8,7 @@ mod ollama_peer;
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use ollama_peer::{BOTH, Kind, Peer};
@@ -18,44 +18,10 @@ use retune::store::Store;
 
 const ALIAS: &str = "my-coder-tuned-coder:latest";
 
-/// A folder with rows and an adapter for the demo's base that moves its answers.
-fn adapter(folder: &Path) -> PathBuf {
-    let (data, out) = (folder.join("rows.jsonl"), folder.join("adapter"));
-    fs::write(&data, "{\"instruction\":\"hide kavo\",\"output\":\"zzzz\"}\n{\"instruction\":\"hide mune\",\"output\":\"yyy\"}\n")
-        .unwrap();
-    let text = |path: &Path| path.to_str().unwrap().to_owned();
-    let (data, out_text) = (text(&data), text(&out));
-    common::retune_ok(&[
-        "train",
-        "--base",
-        "demo",
-        "--data",
-        &data,
-        "--out",
-        &out_text,
-        "--rank",
-        "4",
-        "--max-steps",
-        "40",
-        "--batch-size",
-        "2",
-        "--grad-accum",
-        "1",
-        "--learning-rate",
-        "1e-2",
-        "--json",
-    ]);
-    out
-}
-
-fn fault_points(log: &Path) -> Vec<String> {
-    fs::read_to_string(log).unwrap().lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
-}
-
 #[test]
 fn a_kill_at_every_point_of_a_merge_leaves_the_old_file_or_the_new_one() {
     let scratch = tempfile::tempdir().unwrap();
-    let adapter = adapter(scratch.path());
+    let adapter = common::adapter_that_answers(scratch.path(), "zzzz");
     let merge = |out: &Path, kind: &str, env: &[(&str, &str)]| -> Output {
         let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
         command.args(["merge", "--base", "demo", "--type", kind, "--adapter"]).arg(&adapter).arg("--out").arg(out);
@@ -65,7 +31,7 @@ fn a_kill_at_every_point_of_a_merge_leaves_the_old_file_or_the_new_one() {
     assert!(merge(&old, "f32", &[]).status.success());
     assert!(merge(&new, "f16", &[("RETUNE_FAULT_LOG", log.to_str().unwrap())]).status.success());
     let (old, new) = (fs::read(old).unwrap(), fs::read(new).unwrap());
-    let points = fault_points(&log);
+    let points = common::fault_points(&log);
     for kind in ["create", "write", "sync", "rename", "sync folder"] {
         assert!(points.iter().any(|point| point.starts_with(kind)), "no point {kind}: {points:?}");
     }
@@ -86,10 +52,7 @@ fn a_kill_at_every_point_of_a_merge_leaves_the_old_file_or_the_new_one() {
 }
 
 fn deploy(peer: &Peer, adapter: &Path, root: &Path, env: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
-    command.args(["deploy", "--role", "coder", "--promote", "--json", "--adapter"]).arg(adapter).arg("--root").arg(root);
-    command.env("OLLAMA_HOST", &peer.host).env("OLLAMA_MODELS", peer.models());
-    command.envs(env.iter().copied()).output().expect("the binary runs")
+    peer.retune(root, env, &["deploy", "--role", "coder", "--promote", "--json", "--adapter", adapter.to_str().unwrap()])
 }
 
 fn said(output: &Output) -> String {
@@ -138,7 +101,7 @@ fn a_kill_at_every_point_of_a_deployment_keeps_what_serves_and_the_same_command_
     for kind in BOTH {
         let Some(peer) = Peer::start(kind) else { continue };
         let scratch = tempfile::tempdir().unwrap();
-        let adapter = adapter(scratch.path());
+        let adapter = common::adapter_that_answers(scratch.path(), "zzzz");
         let modelfile = scratch.path().join("Modelfile.champion");
         fs::write(&modelfile, format!("FROM {}\n", common::root().join("models/demo.gguf").display())).unwrap();
         // Back to where only a champion serves; its digest.
@@ -157,7 +120,7 @@ fn a_kill_at_every_point_of_a_deployment_keeps_what_serves_and_the_same_command_
         let (root, log) = (scratch.path().join("whole"), scratch.path().join("points"));
         let whole = deploy(&peer, &adapter, &root, &[("RETUNE_FAULT_LOG", log.to_str().unwrap())]);
         assert!(whole.status.success(), "{kind:?}: {}", said(&whole));
-        let (expected, points) = (written(&adapter, &root), fault_points(&log));
+        let (expected, points) = (written(&adapter, &root), common::fault_points(&log));
         let file = if kind == Kind::Current { "rename merged.gguf" } else { "rename base.gguf" };
         for wanted in [
             "http push",

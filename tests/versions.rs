@@ -8,45 +8,13 @@ mod ollama_peer;
 use std::fs;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use common::{refusal, says};
 use ollama_peer::{BOTH, Peer};
-use retune::domain::Message;
-use retune::runtime::ollama::{Options, Probe};
 use retune::store::Store;
 use serde_json::Value;
 
 const MODEL: &str = "my-coder-tuned-coder";
-
-fn run(peer: &Peer, root: &Path, env: &[(&str, &str)], args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
-    command.args(args).arg("--root").arg(root).env("OLLAMA_HOST", &peer.host).env("OLLAMA_MODELS", peer.models());
-    command.envs(env.iter().copied()).output().expect("the binary runs")
-}
-
-fn ok(peer: &Peer, root: &Path, args: &[&str]) -> String {
-    let output = run(peer, root, &[], args);
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
-}
-
-/// An adapter for the demo's base that answers every request with `answer`.
-fn adapter(folder: &Path, answer: &str) -> String {
-    let (data, out) = (folder.join(format!("{answer}.jsonl")), folder.join(answer));
-    let row = |request: &str| format!("{{\"instruction\":\"{request}\",\"output\":\"{answer}\"}}\n");
-    fs::write(&data, row("hide kavo") + &row("hide mune")).unwrap();
-    let settings = ["--rank", "4", "--max-steps", "40", "--batch-size", "2", "--grad-accum", "1", "--learning-rate", "1e-2"];
-    let what = ["train", "--json", "--base", "demo", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()];
-    common::retune_ok(&[&what[..], &settings].concat());
-    out.to_str().unwrap().to_owned()
-}
-
-/// What a client of the alias hears.
-fn heard(peer: &Peer) -> String {
-    let messages = [Message::new("user", "hide kavo")];
-    peer.ollama.chat(MODEL, Probe { messages: &messages, tools: None }, &Options::greedy(3), 0).unwrap().text
-}
 
 #[test]
 fn versions_are_promoted_rolled_back_and_told_on_both() {
@@ -55,29 +23,29 @@ fn versions_are_promoted_rolled_back_and_told_on_both() {
         let scratch = tempfile::tempdir().unwrap();
         let root = scratch.path().join("root");
         let deploy = |answer: &str, more: &[&str]| {
-            let adapter = adapter(scratch.path(), answer);
-            let said = ok(&peer, &root, &[&["deploy", "--json", "--adapter", &adapter], more].concat());
+            let adapter = common::adapter_that_answers(scratch.path(), answer);
+            let said = peer.retune_ok(&root, &[&["deploy", "--json", "--adapter", adapter.to_str().unwrap()], more].concat());
             serde_json::from_str::<Value>(&said).unwrap()
         };
-        refusal(2, &run(&peer, &root, &[], &["history"]), "a history before there is one");
-        refusal(2, &run(&peer, &root, &[], &["rollback"]), "a roll-back before there is anything");
+        refusal(2, &peer.retune(&root, &[], &["history"]), "a history before there is one");
+        refusal(2, &peer.retune(&root, &[], &["rollback"]), "a roll-back before there is anything");
         assert!(!root.exists(), "in a wrong folder nothing is begun");
         assert_eq!(deploy("zzzz", &[])["promoted"], true, "the first version serves");
         let second = deploy("wwww", &[]);
         assert_eq!((&second["version"], &second["promoted"]), (&2.into(), &false.into()));
-        says(&heard(&peer), &["zz"]);
-        says(&ok(&peer, &root, &["promote", "v2", "--reason", "better"]), &["latest names", "v2 now (it was", "v1)"]);
-        says(&heard(&peer), &["ww"]);
-        says(&ok(&peer, &root, &["promote", "2"]), &["already"]);
-        let back: Value = serde_json::from_str(&ok(&peer, &root, &["rollback", "--json", "--reason", "worse"])).unwrap();
+        says(&peer.heard(MODEL), &["zz"]);
+        says(&peer.retune_ok(&root, &["promote", "v2", "--reason", "better"]), &["latest names", "v2 now (it was", "v1)"]);
+        says(&peer.heard(MODEL), &["ww"]);
+        says(&peer.retune_ok(&root, &["promote", "2"]), &["already"]);
+        let back: Value = serde_json::from_str(&peer.retune_ok(&root, &["rollback", "--json", "--reason", "worse"])).unwrap();
         assert_eq!((&back["kind"], &back["to"]["name"]), (&"rollback".into(), &format!("{MODEL}:v1").into()));
-        says(&heard(&peer), &["zz"]);
-        says(&refusal(2, &run(&peer, &root, &[], &["rollback"]), "beyond the first"), &["nothing served before", ":v1"]);
-        says(&refusal(2, &run(&peer, &root, &[], &["promote", "v9"]), "no such version"), &["has no", ":v9", "v1, v2"]);
+        says(&peer.heard(MODEL), &["zz"]);
+        says(&refusal(2, &peer.retune(&root, &[], &["rollback"]), "beyond the first"), &["nothing served before", ":v1"]);
+        says(&refusal(2, &peer.retune(&root, &[], &["promote", "v9"]), "no such version"), &["has no", ":v9", "v1, v2"]);
         // Somebody else's hand.
         peer.cli(&["cp", &format!("{MODEL}:v2"), &format!("{MODEL}:latest")]);
-        says(&ok(&peer, &root, &["rollback"]), &["v1 now (it was", "v2)"]);
-        let told = ok(&peer, &root, &["history"]);
+        says(&peer.retune_ok(&root, &["rollback"]), &["v1 now (it was", "v2)"]);
+        let told = peer.retune_ok(&root, &["history"]);
         let lines: Vec<&str> = told.lines().collect();
         let expected = ["first", "promotion", "rollback", "outside", "rollback"];
         assert_eq!(lines.len(), 1 + expected.len(), "{told}");
@@ -88,8 +56,8 @@ fn versions_are_promoted_rolled_back_and_told_on_both() {
         }
         says(lines[2], &["v1 -> v2", "better"]);
         says(lines[3], &["v2 -> v1", "worse"]);
-        assert_eq!(ok(&peer, &root, &["history", "--json", "--role", "coder"]).lines().count(), expected.len());
-        assert_eq!(ok(&peer, &root, &["history", "--json", "--role", "fixer"]).lines().count(), 0);
+        assert_eq!(peer.retune_ok(&root, &["history", "--json", "--role", "coder"]).lines().count(), expected.len());
+        assert_eq!(peer.retune_ok(&root, &["history", "--json", "--role", "fixer"]).lines().count(), 0);
         // A number is never given twice, though the version is gone.
         peer.cli(&["rm", &format!("{MODEL}:v2")]);
         assert_eq!(deploy("yyyy", &[])["version"], 3);
@@ -105,12 +73,11 @@ fn kill_everywhere(peer: &Peer, root: &Path) {
     for (forward, command) in [(true, &["promote", "v3"][..]), (false, &["rollback"])] {
         let (from, to) = if forward { (&digests[0], &digests[1]) } else { (&digests[1], &digests[0]) };
         let log = root.join("points");
-        let to_start = || ok(peer, root, &["promote", if forward { "v1" } else { "v3" }]);
+        let to_start = || peer.retune_ok(root, &["promote", if forward { "v1" } else { "v3" }]);
         to_start();
-        let whole = run(peer, root, &[("RETUNE_FAULT_LOG", log.to_str().unwrap())], command);
+        let whole = peer.retune(root, &[("RETUNE_FAULT_LOG", log.to_str().unwrap())], command);
         assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
-        let points: Vec<String> =
-            fs::read_to_string(&log).unwrap().lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect();
+        let points = common::fault_points(&log);
         fs::remove_file(&log).unwrap();
         let order = [
             "commit begin of a move",
@@ -127,12 +94,12 @@ fn kill_everywhere(peer: &Peer, root: &Path) {
         for (n, point) in points.iter().enumerate() {
             to_start();
             let when = format!("{command:?} killed at {point}");
-            let output = run(peer, root, &[("RETUNE_FAULT_AT", &(n + 1).to_string())], command);
+            let output = peer.retune(root, &[("RETUNE_FAULT_AT", &(n + 1).to_string())], command);
             assert_eq!(output.status.signal(), Some(9), "{when}");
             let now = peer.digest(&format!("{MODEL}:latest"));
             assert!(now == *from || now == *to, "{when}: the alias names {now:?}");
             // What was promoted by a process that died is rolled back as any other; so the command is one that names its end.
-            ok(peer, root, &["promote", if forward { "v3" } else { "v1" }]);
+            peer.retune_ok(root, &["promote", if forward { "v3" } else { "v1" }]);
             assert_eq!(peer.digest(&format!("{MODEL}:latest")), *to, "{when}, then again");
             let store = Store::open(root).unwrap();
             assert_eq!(store.damage().unwrap(), None, "{when}");
@@ -152,7 +119,7 @@ fn kill_everywhere(peer: &Peer, root: &Path) {
 fn two_at_once(peer: &Peer, root: &Path) {
     std::thread::scope(|scope| {
         for version in ["v1", "v3"] {
-            scope.spawn(move || (0..5).for_each(|_| drop(ok(peer, root, &["promote", version]))));
+            scope.spawn(move || (0..5).for_each(|_| drop(peer.retune_ok(root, &["promote", version]))));
         }
     });
     let moves = Store::open(root).unwrap().moves(None).unwrap();

@@ -124,6 +124,7 @@ pub fn run(args: &Args) -> Result<Ended> {
             num_ctx: args.num_ctx,
             ..Parameters::default()
         },
+        again: None,
     };
     let mut note = |text: &str| eprintln!("note: {text}");
     match args.runtime {

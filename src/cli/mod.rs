@@ -17,6 +17,7 @@ mod loss;
 mod merge;
 mod progress;
 mod promote;
+mod prune;
 mod render;
 mod tokenize;
 mod train;
@@ -56,6 +57,9 @@ enum Command {
     Promote(promote::Args),
     Rollback(promote::RollbackArgs),
     History(promote::HistoryArgs),
+    Prune(prune::Args),
+    Pin(prune::PinArgs),
+    Rebuild(prune::RebuildArgs),
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
@@ -89,6 +93,9 @@ pub fn main() -> ExitCode {
         Command::Promote(args) => promote::run(args).map(|()| Ended::Done),
         Command::Rollback(args) => promote::run_rollback(args).map(|()| Ended::Done),
         Command::History(args) => promote::run_history(args).map(|()| Ended::Done),
+        Command::Prune(args) => prune::run(args).map(|()| Ended::Done),
+        Command::Pin(args) => prune::run_pin(args).map(|()| Ended::Done),
+        Command::Rebuild(args) => prune::run_rebuild(args).map(|()| Ended::Done),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
         Command::Doctor(args) => doctor::run(args),

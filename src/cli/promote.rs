@@ -16,23 +16,27 @@ use crate::store::{AliasMove, Store};
 pub struct RoleArgs {
     /// What the model is for; the end of its name
     #[arg(long, default_value = "coder")]
-    role: String,
+    pub role: String,
     /// The beginning of its name
     #[arg(long, default_value = "my-coder-tuned")]
-    name_prefix: String,
+    pub name_prefix: String,
     /// What serves it
     #[arg(long, value_enum, default_value = "ollama")]
-    runtime: Runtime,
+    pub runtime: Runtime,
     /// The folder that holds .agent
     #[arg(long, env = "RETUNE_ROOT", default_value = ".")]
-    root: PathBuf,
+    pub root: PathBuf,
 }
 
 impl RoleArgs {
+    /// In a wrong folder nothing is begun.
+    pub fn is_begun(&self) -> Result<()> {
+        store_in(&self.root).map(drop)
+    }
+
     /// Takes the alias and runs `act` on it.
     fn with_champion(&self, act: impl FnOnce(&mut Champion, &mut dyn FnMut(&str)) -> Result<Moved>) -> Result<Moved> {
-        // In a wrong folder nothing is begun.
-        store_in(&self.root)?;
+        self.is_begun()?;
         let registry = self.runtime.registry(&self.root)?;
         let mut note = |text: &str| eprintln!("note: {text}");
         act(&mut Champion::open(&*registry, &self.root, &self.name_prefix, &self.role, &mut note)?, &mut note)

@@ -16,7 +16,7 @@ pub use compare::{
 };
 pub use modelfile::{From, ModelSpec, Parameters, later_commands};
 pub use prompt::{Difference, Foresight, Mismatch, PromptProbe, Remedies, Settlement, compare_prompts, foresee, settle};
-pub use register::{Deployment, Progress, Promote, Registered, alias_name, move_alias, promote, register};
+pub use register::{Deployment, Number, Progress, Promote, Registered, alias_name, move_alias, promote, register};
 
 use crate::error::{Error, Result};
 use crate::runtime::Registry;

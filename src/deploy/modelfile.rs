@@ -97,6 +97,24 @@ impl Parameters {
         }
     }
 
+    /// What `to_json` wrote down.
+    pub fn from_json(written: &Map<String, Value>) -> Self {
+        let mut read = Self::default();
+        for (name, value) in written {
+            let small = || u32::try_from(value.as_u64()?).ok();
+            match (name.as_str(), value) {
+                ("temperature", Value::Number(_)) => read.temperature = value.as_f64().unwrap_or(read.temperature),
+                ("top_p", Value::Number(_)) => read.top_p = value.as_f64().unwrap_or(read.top_p),
+                ("repeat_penalty", Value::Number(_)) => read.repeat_penalty = value.as_f64().unwrap_or(read.repeat_penalty),
+                ("top_k", Value::Number(_)) => read.top_k = small().unwrap_or(read.top_k),
+                ("num_ctx", Value::Number(_)) => read.num_ctx = small(),
+                ("stop", Value::Array(texts)) => texts.iter().filter_map(Value::as_str).for_each(|text| read.add_stop(text)),
+                _ => drop(read.inherited.insert(name.clone(), value.clone())),
+            }
+        }
+        read
+    }
+
     /// Names and values as the API takes them.
     pub fn to_json(&self) -> Map<String, Value> {
         let mut all = Map::new();

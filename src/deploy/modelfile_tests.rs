@@ -205,3 +205,14 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn parameters_that_were_written_down_are_read_back() {
+    let mut parameters = Parameters { temperature: 0.35, top_p: 0.5, top_k: 7, repeat_penalty: 1.25, ..Parameters::default() };
+    assert_eq!(Parameters::from_json(&parameters.to_json()), parameters);
+    parameters.num_ctx = Some(4096);
+    parameters.add_stop("<|im_end|>");
+    parameters.add_stop("</s>");
+    parameters.inherit(&json!({"num_keep": 4, "min_p": 0.05, "penalize_newline": false}));
+    assert_eq!(Parameters::from_json(&parameters.to_json()), parameters);
+}

@@ -21,8 +21,17 @@ pub struct Deployment {
     pub role: String,
     pub spec: ModelSpec,
     pub promote: Promote,
-    /// Smaller numbers were given before, to versions that may be pruned by now; from 1.
-    pub first_version: u64,
+    pub number: Number,
+}
+
+/// Which number a version gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Number {
+    /// The one after the last that is there, at least this one (from 1): smaller ones were given before, to versions that may be
+    /// pruned by now.
+    From(u64),
+    /// This one: a version that is made again.
+    Exactly(u64),
 }
 
 /// When the alias `:latest` moves to the new version.
@@ -99,6 +108,9 @@ pub(super) fn register_like(
     versions.sort_by_key(|(version, _)| std::cmp::Reverse(*version));
     let mut there = None;
     for (version, tag) in &versions {
+        if matches!(deployment.number, Number::Exactly(wanted) if wanted != *version) {
+            continue;
+        }
         if twin.is_some_and(|twin| twin != tag.digest) {
             continue;
         }
@@ -114,8 +126,17 @@ pub(super) fn register_like(
         Some(found) => found,
         None => {
             let last = versions.first().map_or(0, |(version, _)| *version);
-            let version = (last + 1).max(deployment.first_version);
+            let version = match deployment.number {
+                Number::From(least) => (last + 1).max(least),
+                Number::Exactly(version) => version,
+            };
             let name = alias.with_tag(format!("v{version}")).to_string();
+            if versions.iter().any(|(there, _)| *there == version) {
+                return Err(Error::server(
+                    format!("{name} is there already, and it is another model"),
+                    format!("look with `ollama show --modelfile {name}`; where it is not needed, `ollama rm {name}` makes room"),
+                ));
+            }
             create_fresh(ollama, &deployment.spec, &name, on_progress)?;
             (version, name)
         }

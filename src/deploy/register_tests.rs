@@ -93,7 +93,7 @@ fn deployment(digit: char, promote: Promote) -> Deployment {
         role: "coder".to_owned(),
         spec: ModelSpec::merged(blob, parameters),
         promote,
-        first_version: 1,
+        number: Number::From(1),
     }
 }
 
@@ -122,10 +122,28 @@ fn versions_count_up_the_same_files_are_used_again_and_the_alias_moves_only_when
 
     let mut changed = deployment('b', Promote::No);
     changed.spec.parameters.temperature = 0.7;
-    changed.first_version = 9;
+    changed.number = Number::From(9);
     assert_eq!(go(&server, &changed).unwrap().name, "my-coder-tuned-coder:v9", "other parameters are another version");
     let creates = server.lines().iter().filter(|line| *line == "POST /api/create").count();
     assert_eq!(creates, 3);
+}
+
+#[test]
+fn a_version_is_made_again_under_its_own_number_and_never_over_another_model() {
+    let (server, models) = server(Lie::None);
+    let again = |digit: char, version: u64| {
+        go(&server, &Deployment { number: Number::Exactly(version), ..deployment(digit, Promote::No) })
+    };
+    for digit in ['a', 'b', 'c'] {
+        go(&server, &deployment(digit, Promote::No)).unwrap();
+    }
+    models.lock().unwrap().remove("my-coder-tuned-coder:v2");
+    let second = again('b', 2).unwrap();
+    assert_eq!((second.name.as_str(), second.version, second.reused), ("my-coder-tuned-coder:v2", 2, false));
+    assert!(again('b', 2).unwrap().reused, "one that a killed run made is taken");
+    assert_eq!(again('b', 1).unwrap_err().to_string(), "my-coder-tuned-coder:v1 is there already, and it is another model");
+    // The same model under another number is no reason not to make it.
+    assert_eq!(again('c', 7).unwrap().name, "my-coder-tuned-coder:v7");
 }
 
 #[test]

@@ -65,6 +65,22 @@ pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     write_with(path, |out| out.write_all(bytes).map_err(Error::io("write", path)))
 }
 
+/// Removes a file, and syncs its folder, so that it does not come back after a loss of power. `false`: there was none.
+/// Fault points: "remove", "sync folder" (with the file's name).
+pub fn remove(path: &Path) -> Result<bool> {
+    let shown = path.file_name().unwrap_or_default().to_string_lossy();
+    fault::point(&format!("remove {shown}"));
+    match fs::remove_file(path) {
+        Ok(()) => (),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(Error::io("remove", path)(error)),
+    }
+    fault::point(&format!("sync folder of {shown}"));
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io("sync the folder of", path))?;
+    Ok(true)
+}
+
 /// Devices and pipes cannot be renamed onto.
 fn write_through(path: &Path, fill: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     let file = OpenOptions::new().write(true).open(path).map_err(Error::io("open", path))?;

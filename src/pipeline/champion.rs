@@ -56,6 +56,14 @@ impl<'a> Champion<'a> {
         Ok(Some(Named { name: self.version_of(&alias.digest)?.unwrap_or_else(|| self.alias()), digest: alias.digest }))
     }
 
+    /// What a plain roll-back goes back to, whether or not it is there still; where nothing serves, what served last. `None`: nothing
+    /// that this store knows of.
+    pub fn before(&self) -> Result<Option<Named>> {
+        let now = self.now()?;
+        let line = line(&self.history()?);
+        Ok(line.into_iter().rev().find(|named| now.as_ref().is_none_or(|now| named.digest != now.digest)))
+    }
+
     /// `promote` with a look at what the judge said of the version's adapter: a rejected one needs `force`, and what was not judged, or
     /// not shown to be better, is noted. Where no reason is given, the judge's is told.
     pub fn promote_judged(
@@ -90,7 +98,7 @@ impl<'a> Champion<'a> {
 
     /// The newest evaluation of the adapter that a version is made of.
     fn evaluation_of(&self, name: &str) -> Result<Option<Evaluation>> {
-        let deployments = self.store.deployments(&self.server, &self.alias().replace(":latest", ""))?;
+        let deployments = self.store.deployments(&self.server, &self.model())?;
         let Some(found) = deployments.iter().find(|d| d.name().eq_ignore_ascii_case(name)) else { return Ok(None) };
         self.store.last_evaluation(&self.role, &found.adapter_digest)
     }
@@ -115,10 +123,7 @@ impl<'a> Champion<'a> {
         let to = match to {
             Some(version) => self.named(version)?,
             None => {
-                let moves = self.store.moves(Some((&self.server, &alias)))?;
-                let line = line(&moves);
-                let before = line.iter().rev().find(|named| named.digest != now.digest).cloned();
-                let before = before.ok_or_else(|| {
+                let before = self.before()?.ok_or_else(|| {
                     Error::usage(
                         format!("nothing served before {}, as far as this store knows", now.name),
                         format!("name a version with --to; `retune history` and `{}` show them", self.registry.look()),
@@ -141,6 +146,11 @@ impl<'a> Champion<'a> {
 
     fn alias(&self) -> String {
         self.alias.to_string()
+    }
+
+    /// `my-coder-tuned-coder`, as the store calls it.
+    fn model(&self) -> String {
+        self.alias().trim_end_matches(":latest").to_owned()
     }
 
     fn make(&mut self, kind: MoveKind, from: Option<Named>, to: Named, reason: &str) -> Result<Moved> {
@@ -243,7 +253,10 @@ impl<'a> Champion<'a> {
         }
         match self.registry.tag(&name.to_string())? {
             Some(found) => Ok(Named { name: found.name, digest: found.digest }),
-            None => Err(Error::usage(format!("{} has no {name}", self.registry.title()), format!("it has {}", self.versions()?))),
+            None => Err(Error::usage(
+                format!("{} has no {name}", self.registry.title()),
+                format!("{}it has {}", self.way_back(&name.to_string())?, self.versions()?),
+            )),
         }
     }
 
@@ -253,13 +266,37 @@ impl<'a> Champion<'a> {
         if there && named.name != self.alias() {
             return Ok(named);
         }
-        match self.version_of(&named.digest)? {
-            Some(name) => Ok(Named { name, digest: named.digest }),
-            None => Err(Error::usage(
-                format!("{} served before, and {} does not have it any more", named.name, self.registry.title()),
-                format!("name another with --to; it has {}", self.versions()?),
-            )),
+        if let Some(name) = self.version_of(&named.digest)? {
+            return Ok(Named { name, digest: named.digest });
         }
+        if let Some(again) = self.made_again(&named)? {
+            return Ok(again);
+        }
+        Err(Error::usage(
+            format!("{} served before, and {} does not have it any more", named.name, self.registry.title()),
+            format!("{}name another with --to; it has {}", self.way_back(&named.name)?, self.versions()?),
+        ))
+    }
+
+    /// A version that was pruned and made again of the same adapter by another Ollama, which wrote another manifest: what is there
+    /// now in its place.
+    fn made_again(&self, named: &Named) -> Result<Option<Named>> {
+        let Some(tag) = self.registry.tag(&named.name)? else { return Ok(None) };
+        let model = self.model();
+        let every = self.store.every_deployment()?;
+        let adapter_of = |digest: &str| {
+            let mut records = every.iter().rev().filter(|d| d.server == self.server && d.model == model && d.digest == digest);
+            records.find(|d| d.name().eq_ignore_ascii_case(&named.name)).map(|d| &d.adapter_digest)
+        };
+        let is_same = adapter_of(&named.digest).is_some_and(|adapter| adapter_of(&tag.digest) == Some(adapter));
+        Ok(is_same.then_some(Named { name: tag.name, digest: tag.digest }))
+    }
+
+    /// How a version that is not there can be had again, for the beginning of a hint; empty for one that was never deployed.
+    fn way_back(&self, name: &str) -> Result<String> {
+        let records = self.store.deployments(&self.server, &self.model())?;
+        let known = records.iter().find(|d| d.name().eq_ignore_ascii_case(name));
+        Ok(known.map_or_else(String::new, |d| format!("`retune rebuild v{}` makes it again from its adapter; ", d.version)))
     }
 
     fn versions(&self) -> Result<String> {
@@ -278,8 +315,15 @@ fn line(moves: &[AliasMove]) -> Vec<Named> {
         if let (true, Some(name), Some(digest)) = (line.is_empty(), &m.from_name, &m.from_digest) {
             line.push(Named { name: name.clone(), digest: digest.clone() });
         }
-        match line.iter().rposition(|known| known.digest == to.digest) {
-            Some(at) if m.kind == MoveKind::Rollback || at + 1 == line.len() => line.truncate(at + 1),
+        // A version that was made again may have got another digest; its number was given once.
+        let is_back = m.kind == MoveKind::Rollback;
+        match line.iter().rposition(|known| known.digest == to.digest || is_back && known.name == to.name) {
+            Some(at) if is_back || at + 1 == line.len() => {
+                line.truncate(at + 1);
+                if line[at].digest != to.digest {
+                    line[at] = to;
+                }
+            }
             _ => line.push(to),
         }
     }

@@ -48,7 +48,7 @@ pub fn as_gguf(base: &Base, convert_type: ConvertType, keep_in: &Path, note: &mu
         Origin::Folder(folder) => folder,
         Origin::Gguf(gguf) | Origin::BuiltIn(gguf) | Origin::Ollama { gguf, .. } => return Ok(Arc::clone(gguf)),
     };
-    let path = keep_in.join(format!("base-{}-{}-{MAKE}.gguf", short_digest(base)?, type_name(folder, convert_type)?));
+    let path = keep_in.join(format!("base-{}-{}-{MAKE}.gguf", short(&base.digest()?), type_name(folder, convert_type)?));
     if !path.is_file() {
         std::fs::create_dir_all(keep_in).map_err(Error::io("create", keep_in))?;
         let name = base.hub_id.clone().map_or_else(|| folder_name(folder), Ok)?;
@@ -82,7 +82,7 @@ pub fn stored_as(
         return Ok(Arc::clone(gguf));
     }
     let name = merge_type.to_string();
-    let path = keep_in.join(format!("base-{}-stored-{name}-{MAKE}.gguf", short_digest(base)?));
+    let path = keep_in.join(stored_name(&base.digest()?, &name));
     if !path.is_file() {
         std::fs::create_dir_all(keep_in).map_err(Error::io("create", keep_in))?;
         let report = store_as(gguf, merge_type, &path)?;
@@ -95,6 +95,11 @@ pub fn stored_as(
     Ok(Arc::new(Gguf::open(&path)?))
 }
 
-fn short_digest(base: &Base) -> Result<String> {
-    Ok(base.digest()?.trim_start_matches("sha256:").chars().take(16).collect())
+/// The file of a base that is stored in another type; `name` as `--type` takes it.
+pub(super) fn stored_name(base_digest: &str, name: &str) -> String {
+    format!("base-{}-stored-{name}-{MAKE}.gguf", short(base_digest))
+}
+
+fn short(digest: &str) -> String {
+    digest.trim_start_matches("sha256:").chars().take(16).collect()
 }

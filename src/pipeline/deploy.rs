@@ -14,7 +14,8 @@ use super::champion::{Champion, hold};
 use super::convert::{as_gguf, stored_as};
 use crate::base::{Base, Origin};
 use crate::deploy::{
-    self, Deployment, From, ModelSpec, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Registered, Remedies, Settlement,
+    self, Deployment, From, ModelSpec, Number, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Registered, Remedies,
+    Settlement,
 };
 use crate::domain::{Example, Message};
 use crate::error::{Error, Result};
@@ -57,6 +58,23 @@ pub struct DeployRequest {
     pub root: PathBuf,
     pub promote: Promote,
     pub parameters: Parameters,
+    /// A version that is made again, of what was recorded of it; `None`: a new one.
+    pub again: Option<Again>,
+}
+
+/// A version that is made again under its own number. The request's parameters are then complete.
+#[derive(Clone, Debug)]
+pub struct Again {
+    pub version: u64,
+    /// What was registered to make the prompts the trained ones; `None`: a record of before that was written down.
+    pub settled: Option<Settled>,
+}
+
+/// The texts of a registered model.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Settled {
+    pub system: Option<String>,
+    pub template: Option<String>,
 }
 
 /// What became of it.
@@ -91,6 +109,9 @@ const TOLERANCE_COARSE: f64 = 0.3;
 const PROBES: usize = 3;
 const ANSWER_TOKENS: usize = 24;
 const TOP: usize = 5;
+
+/// A merged model beside its adapter; it can be made again.
+pub(super) const MERGED_FILE: &str = "merged.gguf";
 
 /// What the run that made an adapter remembers: base, template, system text.
 #[derive(Clone, Debug, Default, serde::Deserialize)]
@@ -154,9 +175,13 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
     let modelfile = request.root.join(".agent").join(format!("Modelfile.{}", request.role));
     let alias = deploy::alias_name(&request.prefix, &request.role)?.to_string();
     let parameters = served_parameters(base, request)?;
-    let system = request.system.clone().or(default_system(&renderer)?);
+    let texts = match request.again.as_ref().and_then(|again| again.settled.clone()) {
+        Some(settled) => settled,
+        None => Settled { system: request.system.clone().or(default_system(&renderer)?), template: None },
+    };
     let spec_of = |from: From, blob: Option<Blob>| ModelSpec {
-        system: system.clone(),
+        system: texts.system.clone(),
+        template: texts.template.clone(),
         ..match blob {
             Some(blob) => ModelSpec::adapted(from, blob, parameters.clone()),
             None => match from {
@@ -196,9 +221,13 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
             if support.accepted {
                 Some((from, blob))
             } else if mode == Mode::Adapter {
+                let next = match &request.again {
+                    None => "use --mode merged, or --mode auto".to_owned(),
+                    Some(_) => format!("`retune deploy --adapter {}` makes a new version of it", request.adapter.display()),
+                };
                 return Err(Error::unsupported(
                     format!("Ollama {version} takes no adapters: it says \"{}\"", support.said),
-                    "use --mode merged, or --mode auto",
+                    next,
                 ));
             } else {
                 note(&format!("Ollama {version} takes no adapters: merging"));
@@ -213,7 +242,7 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
             (spec_of(from, Some(blob)), None, Mode::Adapter, tolerance(&stored))
         }
         None => {
-            let out = folder_of(&request.adapter).join("merged.gguf");
+            let out = folder_of(&request.adapter).join(MERGED_FILE);
             let report =
                 merge(&gguf, &adapter_files::gguf_pairs(&adapter, &base.decoder.config), adapter.spec.scale(), merge_type, &out)?;
             report.notes().iter().for_each(|n| note(n));
@@ -241,7 +270,10 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         role: request.role.clone(),
         spec,
         promote: Promote::No,
-        first_version: store.next_version(&server, &model)?,
+        number: match &request.again {
+            Some(again) => Number::Exactly(again.version),
+            None => Number::From(store.next_version(&server, &model)?),
+        },
     };
     let bos = base.tokenizer.bos_text();
     let remedies = Remedies {
@@ -269,11 +301,7 @@ pub fn deploy(base: &Base, template: &Template, request: &DeployRequest, note: &
         registered: &registered,
         registry: &ollama,
         mode: if mode == Mode::Adapter { "adapter" } else { "merged" },
-        recipe: json!({
-            "base": base.name, "template": template.name, "system": request.system, "mode": mode,
-            "type": request.merge_type.map(|t| t.to_string()), "parameters": settlement.spec.parameters.to_json(),
-            "data": request.data,
-        }),
+        recipe: recipe(base, template, request, mode, &settlement.spec),
     };
     proven.record(&mut store, base, &adapter, request)?;
     drop(store);
@@ -338,9 +366,13 @@ fn promote_as_asked(
     }
 }
 
-/// The request's, with the ends of an answer as stops, and with what an Ollama tag says itself.
+/// The request's, with the ends of an answer as stops, and with what an Ollama tag says itself; those of a version that is made again
+/// have that already.
 fn served_parameters(base: &Base, request: &DeployRequest) -> Result<Parameters> {
     let mut parameters = request.parameters.clone();
+    if request.again.is_some() {
+        return Ok(parameters);
+    }
     for &id in base.tokenizer.end_ids() {
         parameters.add_stop(&base.tokenizer.token(id).unwrap_or_default());
     }
@@ -352,7 +384,20 @@ fn served_parameters(base: &Base, request: &DeployRequest) -> Result<Parameters>
     Ok(parameters)
 }
 
-fn folder_of(adapter: &Path) -> &Path {
+/// What it takes to make a version again, from any folder: `pipeline/rebuild.rs` reads it.
+fn recipe(base: &Base, template: &Template, request: &DeployRequest, mode: Mode, spec: &ModelSpec) -> serde_json::Value {
+    let at = |name: &Path| std::path::absolute(name).ok().filter(|path| path.exists());
+    json!({
+        "base": base.name, "base_at": at(Path::new(&base.name)),
+        "template": template.name, "template_source": template.source(),
+        "system": request.system, "mode": mode, "type": request.merge_type.map(|t| t.to_string()),
+        "parameters": spec.parameters.to_json(),
+        "settled": Settled { system: spec.system.clone(), template: spec.template.clone() },
+        "data": request.data.as_ref().map(|data| at(data).unwrap_or_else(|| data.clone())),
+    })
+}
+
+pub(super) fn folder_of(adapter: &Path) -> &Path {
     if adapter.is_dir() { adapter } else { adapter.parent().unwrap_or(Path::new(".")) }
 }
 

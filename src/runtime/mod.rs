@@ -10,4 +10,4 @@ mod registry;
 pub use address::{Address, LLAMA_SERVER, OLLAMA, ServerKind};
 pub use http::Patience;
 pub use ollama::{ModelName, Tag};
-pub use registry::Registry;
+pub use registry::{Held, HeldFile, Registry};

@@ -3,6 +3,30 @@
 use super::{ModelName, Tag};
 use crate::error::Result;
 
+/// What one name keeps on a registry's disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// Bytes that no other name can share: the manifest.
+    pub own_bytes: u64,
+    /// Files that other names may share.
+    pub files: Vec<HeldFile>,
+    /// Whether `files` are all of them. Else they are the weights, and small texts may stand beside them.
+    pub is_whole: bool,
+    /// Bytes of the small texts that are not among `files`, at most.
+    pub texts_at_most_bytes: u64,
+}
+
+/// A file by its digest, in which two names share it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HeldFile {
+    /// `sha256:<hex>`
+    pub digest: String,
+    /// `None`: the registry does not tell.
+    pub size_bytes: Option<u64>,
+    /// A GGUF, not a small text.
+    pub is_weights: bool,
+}
+
 /// A server, or a folder, that keeps models under names: versions (`my-coder-tuned-coder:v7`) and the alias `:latest`. It is never
 /// trusted to have done what it says: callers look again.
 pub trait Registry {
@@ -29,6 +53,14 @@ pub trait Registry {
     fn settle(&self, _cut_off: bool) -> Result<()> {
         Ok(())
     }
+
+    /// What a name keeps on this registry's disk; `None` where that cannot be told, so that nobody knows what is freed with it.
+    fn held(&self, _tag: &Tag) -> Result<Option<Held>> {
+        Ok(None)
+    }
+
+    /// Whether a file that a name kept is still there.
+    fn has_file(&self, digest: &str) -> Result<bool>;
 
     /// The model of that name among the tags; case does not matter.
     fn tag(&self, name: &str) -> Result<Option<Tag>> {

@@ -28,6 +28,7 @@ pub struct NewDeployment<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Deployment {
     pub id: i64,
+    pub server: String,
     pub model: String,
     pub version: u64,
     pub digest: String,
@@ -37,6 +38,8 @@ pub struct Deployment {
     /// Where its adapter lies.
     pub adapter_path: String,
     pub adapter_digest: String,
+    /// Of the base that the adapter was trained on.
+    pub base_digest: String,
     /// RFC 3339, UTC.
     pub recorded_at: String,
 }
@@ -48,21 +51,24 @@ impl Deployment {
     }
 }
 
-const COLUMNS: &str = "d.id, d.model, d.version, d.digest, d.mode, d.size_bytes, d.recipe, a.path, a.digest, d.recorded_at
+const COLUMNS: &str = "d.id, d.server, d.model, d.version, d.digest, d.mode, d.size_bytes, d.recipe, a.path, a.digest,
+    a.base_digest, d.recorded_at
     FROM deployments d JOIN adapters a ON a.id = d.adapter_id";
 
 fn read(row: &Row) -> rusqlite::Result<Deployment> {
     Ok(Deployment {
         id: row.get(0)?,
-        model: row.get(1)?,
-        version: row.get(2)?,
-        digest: row.get(3)?,
-        mode: row.get(4)?,
-        size_bytes: row.get(5)?,
-        recipe: row.get(6)?,
-        adapter_path: row.get(7)?,
-        adapter_digest: row.get(8)?,
-        recorded_at: row.get(9)?,
+        server: row.get(1)?,
+        model: row.get(2)?,
+        version: row.get(3)?,
+        digest: row.get(4)?,
+        mode: row.get(5)?,
+        size_bytes: row.get(6)?,
+        recipe: row.get(7)?,
+        adapter_path: row.get(8)?,
+        adapter_digest: row.get(9)?,
+        base_digest: row.get(10)?,
+        recorded_at: row.get(11)?,
     })
 }
 
@@ -98,6 +104,13 @@ impl Store {
              WHERE server = d.server AND model = d.model AND version = d.version) ORDER BY d.version"
         );
         self.read(|db| db.prepare(&sql)?.query_map([server, model], read)?.collect())
+    }
+
+    /// All that was ever recorded, on every server, oldest first. A version stands here more than once where its number was given
+    /// twice, or where it was made again and got another digest.
+    pub fn every_deployment(&self) -> Result<Vec<Deployment>> {
+        let sql = format!("SELECT {COLUMNS} ORDER BY d.id");
+        self.read(|db| db.prepare(&sql)?.query_map([], read)?.collect())
     }
 
     /// The number after the last that was given to a version of this model, pruned ones and all; 1 for none.

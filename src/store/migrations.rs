@@ -12,8 +12,11 @@ use crate::error::{Error, Result};
 use crate::fault;
 
 /// `MIGRATIONS[n]` leads from version `n` to `n + 1` (`user_version`). What stands here never changes: a change is a new one.
-pub(super) const MIGRATIONS: &[&str] =
-    &[include_str!("migrations/0001_deployments.sql"), include_str!("migrations/0002_evaluations.sql")];
+pub(super) const MIGRATIONS: &[&str] = &[
+    include_str!("migrations/0001_deployments.sql"),
+    include_str!("migrations/0002_evaluations.sql"),
+    include_str!("migrations/0003_pins.sql"),
+];
 
 /// In SQLite's header, so that `file` and others know whose it is: "rtun".
 const APPLICATION_ID: i32 = 0x7274_756E;

@@ -8,6 +8,7 @@ mod aliases;
 mod deployments;
 mod evaluations;
 mod migrations;
+mod pins;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;

@@ -70,6 +70,38 @@ fn a_version_is_recorded_once_and_numbers_are_never_given_twice() {
 }
 
 #[test]
+fn a_pin_holds_one_version_of_one_model_on_one_server_until_it_is_taken_away() {
+    let root = tempfile::tempdir().unwrap();
+    let mut store = Store::open(root.path()).unwrap();
+    assert!(store.pin(SERVER, "m-coder", 7).unwrap());
+    assert!(!store.pin(SERVER, "m-coder", 7).unwrap(), "it was pinned before");
+    assert!(store.pin(SERVER, "m-coder", 2).unwrap());
+    assert!(store.pin(SERVER, "m-fixer", 1).unwrap() && store.pin("http://elsewhere:11434", "m-coder", 3).unwrap());
+    assert!(store.pin(SERVER, "m-coder", 0).is_err(), "versions count from 1");
+    drop(store);
+    let mut store = Store::open(root.path()).unwrap();
+    assert_eq!(store.pins(SERVER, "m-coder").unwrap(), [2, 7]);
+    assert!(store.unpin(SERVER, "m-coder", 7).unwrap() && !store.unpin(SERVER, "m-coder", 7).unwrap());
+    assert_eq!(store.pins(SERVER, "m-coder").unwrap(), [2]);
+    assert_eq!(store.pins(SERVER, "m-fixer").unwrap(), [1]);
+}
+
+#[test]
+fn a_version_that_was_made_again_with_another_digest_keeps_its_older_record() {
+    let root = tempfile::tempdir().unwrap();
+    let mut store = Store::open(root.path()).unwrap();
+    let recipe = json!({});
+    for (version, digest) in [(1, "d1"), (2, "d2"), (1, "d1-again")] {
+        store.record_deployment(&deployment(version, digest, &recipe), &adapter()).unwrap();
+    }
+    let every = store.every_deployment().unwrap();
+    assert_eq!(every.iter().map(|d| d.digest.as_str()).collect::<Vec<_>>(), ["d1", "d2", "d1-again"]);
+    assert!(every.iter().all(|d| d.server == SERVER && d.base_digest == "sha256:b"), "{every:?}");
+    let newest = store.deployments(SERVER, "m-coder").unwrap();
+    assert_eq!(newest.iter().map(|d| d.digest.as_str()).collect::<Vec<_>>(), ["d1-again", "d2"]);
+}
+
+#[test]
 fn the_history_of_an_alias_is_only_added_to() {
     let root = tempfile::tempdir().unwrap();
     let mut store = Store::open(root.path()).unwrap();

@@ -58,6 +58,23 @@ pub fn retune_json<S: AsRef<std::ffi::OsStr>>(args: &[S]) -> serde_json::Value {
     serde_json::from_str(text.lines().last().expect("a line")).expect("JSON")
 }
 
+/// An adapter for the demo's base that answers every request with `answer`; its folder, below `folder`.
+pub fn adapter_that_answers(folder: &Path, answer: &str) -> PathBuf {
+    let (data, out) = (folder.join(format!("{answer}.jsonl")), folder.join(answer));
+    let row = |request: &str| format!("{{\"instruction\":\"{request}\",\"output\":\"{answer}\"}}\n");
+    std::fs::write(&data, row("hide kavo") + &row("hide mune")).expect("a file of rows");
+    let settings = ["--rank", "4", "--max-steps", "40", "--batch-size", "2", "--grad-accum", "1", "--learning-rate", "1e-2"];
+    let what = ["train", "--json", "--base", "demo", "--data", data.to_str().expect("UTF-8")];
+    retune_ok(&[&what[..], &["--out", out.to_str().expect("UTF-8")], &settings].concat());
+    out
+}
+
+/// The names of the fault points that a run with RETUNE_FAULT_LOG passed, in order.
+pub fn fault_points(log: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(log).expect("a log of fault points");
+    text.lines().map(|line| line.split_once(' ').expect("number and name").1.to_owned()).collect()
+}
+
 /// `|a - b| / |b|` over all values.
 pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     assert_eq!(a.len(), b.len());

@@ -3,12 +3,13 @@
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use retune::domain::Message;
 use retune::runtime::Registry as _;
-use retune::runtime::ollama::{Address, Ollama, Patience};
+use retune::runtime::ollama::{Address, Ollama, Options, Patience, Probe};
 
 /// Which of the two kinds that are in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -122,6 +123,26 @@ impl Peer {
         let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "ollama {arguments:?}: {text}");
         text
+    }
+
+    /// `retune ARGS --root ROOT` with this server and its store.
+    pub fn retune(&self, root: &Path, env: &[(&str, &str)], args: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
+        command.args(args).arg("--root").arg(root).env("OLLAMA_HOST", &self.host).env("OLLAMA_MODELS", self.models());
+        command.envs(env.iter().copied()).output().expect("the binary runs")
+    }
+
+    /// `retune`, which must succeed; its standard output.
+    pub fn retune_ok(&self, root: &Path, args: &[&str]) -> String {
+        let output = self.retune(root, &[], args);
+        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// What a client of a model hears.
+    pub fn heard(&self, model: &str) -> String {
+        let messages = [Message::new("user", "hide kavo")];
+        self.ollama.chat(model, Probe { messages: &messages, tools: None }, &Options::greedy(3), 0).unwrap().text
     }
 
     /// The manifest's digest under a name, empty where there is none.

@@ -252,6 +252,10 @@ impl Registry for LlamaServer {
         Ok(was_there)
     }
 
+    fn has_file(&self, digest: &str) -> Result<bool> {
+        self.shelf.has_file(digest)
+    }
+
     fn settle(&self, cut_off: bool) -> Result<()> {
         self.write_scripts()?;
         if let Err(error) = self.align(cut_off) {

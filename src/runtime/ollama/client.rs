@@ -6,13 +6,14 @@ use std::path::Path;
 use serde_json::{Value, json};
 use ureq::http::Method;
 
+use super::store::Store;
 use super::wire::{Answer, CreateRequest, Options, Shown, Tag, message_json};
 use crate::domain::Message;
 use crate::error::{Error, Result};
 use crate::fault;
-use crate::runtime::Registry;
 use crate::runtime::address::{Address, OLLAMA};
 use crate::runtime::http::{Http, Limit, Metered, Patience, Payload, Reply, token_from_env};
+use crate::runtime::{Held, HeldFile, Registry};
 
 /// A client of one Ollama. Every error says which address was tried, what for, and what to do.
 pub struct Ollama {
@@ -256,6 +257,29 @@ impl Registry for Ollama {
             return Ok(false);
         }
         self.empty_answer(&what, reply).map(|()| true)
+    }
+
+    /// From the store, where it can be read here; else what `show` says: the weights, without their sizes.
+    fn held(&self, tag: &Tag) -> Result<Option<Held>> {
+        if let Some(held) = Store::from_env().held(tag) {
+            return Ok(Some(held));
+        }
+        let Some(shown) = self.show(&tag.name)? else { return Ok(None) };
+        let mut digests = shown.model_blobs();
+        digests.extend(shown.adapter_blobs());
+        digests.sort();
+        digests.dedup();
+        if digests.is_empty() {
+            return Ok(None);
+        }
+        let files = digests.into_iter().map(|digest| HeldFile { digest, size_bytes: None, is_weights: true }).collect();
+        // The Modelfile tells every text and parameter; JSON may write them longer, and the configuration comes on top.
+        let texts_at_most_bytes = 2 * (shown.modelfile.len() + shown.template.len()) as u64 + 4096;
+        Ok(Some(Held { own_bytes: 0, files, is_whole: false, texts_at_most_bytes }))
+    }
+
+    fn has_file(&self, digest: &str) -> Result<bool> {
+        self.has_blob(digest)
     }
 }
 

@@ -12,7 +12,9 @@ use sha2::{Digest, Sha256};
 
 use super::blob::{digest_in, digest_text};
 use super::name::ModelName;
+use super::wire::Tag;
 use crate::error::{Error, Result};
+use crate::runtime::{Held, HeldFile};
 
 /// A manifest is a few kilobytes; templates and parameters, too.
 const MAX_TEXT_BYTES: u64 = 16 << 20;
@@ -80,6 +82,30 @@ impl Store {
             }
         }
         Err(self.missing(&name))
+    }
+
+    /// What a tag of a server keeps on its disk, read from this store: `None` where the tag is not in it. A manifest of the
+    /// same digest names the same files of the same sizes, whatever machine it lies on.
+    pub fn held(&self, tag: &Tag) -> Option<Held> {
+        let name = ModelName::parse(&tag.name).ok()?;
+        self.roots.iter().find_map(|root| {
+            let text = read_small(&find(&root.join("manifests"), &name)?.1).ok()?;
+            let digest = digest_text(&Sha256::digest(&text));
+            if tag.digest.trim_start_matches("sha256:") != &digest["sha256:".len()..] {
+                return None;
+            }
+            let manifest: Manifest = serde_json::from_slice(&text).ok()?;
+            let mut files: Vec<HeldFile> = Vec::new();
+            for layer in manifest.layers.iter().chain(&manifest.config) {
+                let digest = digest_in(&layer.digest)?;
+                let kind = layer.media_type.strip_prefix(LAYER).unwrap_or_default();
+                if files.iter().all(|file| file.digest != digest) {
+                    let is_weights = ["model", "adapter", "projector"].contains(&kind);
+                    files.push(HeldFile { digest, size_bytes: Some(layer.size?), is_weights });
+                }
+            }
+            Some(Held { own_bytes: text.len() as u64, files, is_whole: true, texts_at_most_bytes: 0 })
+        })
     }
 
     /// Every name of the store, sorted.
