@@ -424,3 +424,31 @@ fn a_server_that_says_yes_and_does_nothing_is_found_out_and_the_alias_stays() {
     let told = project.ok(&["history"]).0;
     says(told.lines().last().unwrap(), &["v1 -> v2", "not made: llama-server at"]);
 }
+
+#[test]
+fn an_evaluation_of_what_is_served_asks_for_each_version_by_its_adapter() {
+    let Some(project) = Project::new("an evaluation of what is served") else { return };
+    for answer in ["zzzz", "wwww"] {
+        let adapter = project.adapter(answer, &[]);
+        project.deploy(&adapter, &[]);
+    }
+    let data = project.scratch.path().join("wwww.jsonl");
+    let evaluate = ["evaluate", "--served", "--candidate", "v2", "--data", data.to_str().unwrap(), "--max-tokens", "8", "--json"];
+    let nobody = project.run(&[], &evaluate);
+    says(&refusal(1, &nobody, "no server runs"), &["no llama-server that has", ":v2", "start it with", "start-"]);
+    let server = project.start();
+    let judged: Value = serde_json::from_str(&project.ok(&evaluate).0).unwrap();
+    let primary = &judged["judgement"]["primary"];
+    assert_eq!(
+        (&primary["candidate"], &primary["champion"], &primary["items"]),
+        (&json!(1.0), &json!(0.0), &json!(2)),
+        "{judged}"
+    );
+    let guards: Vec<&str> =
+        judged["judgement"]["guards"].as_array().unwrap().iter().filter_map(|g| g["guard"]["guard"].as_str()).collect();
+    assert_eq!(guards, ["collapse", "speed"], "all versions share one process and its memory");
+    // What serves is as it was.
+    assert_eq!(server.scales(), [1.0, 0.0]);
+    let store = Store::open(&project.root()).unwrap();
+    assert_eq!(store.evaluation_items(judged["id"].as_i64().unwrap()).unwrap(), 2);
+}

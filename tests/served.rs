@@ -107,7 +107,7 @@ fn what_clients_get_is_judged_and_promotion_heeds_it_on_both() {
         let run = |args: &[&str]| place.run(&[&["evaluate", "--served"], args, &data[..]].concat());
         says(&refusal(2, &run(&["--candidate", "v2"]), "the champion against itself"), &["one and the same model"]);
         says(&refusal(2, &run(&["--candidate", "v7"]), "no such version"), &["has no my-coder-tuned-coder:v7"]);
-        says(&refusal(2, &run(&["--candidate", "v1", "--max-tokens", "0"]), "losses"), &["tells no losses", "--served"]);
+        says(&refusal(2, &run(&["--candidate", "v1", "--max-tokens", "0"]), "losses"), &["a server tells no losses", "--served"]);
     }
 }
 

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::formats::rows::Wanted;
 use crate::model::{Adapter, adapter_files};
 use crate::pipeline::Reading;
+use crate::pipeline::evaluate::Answering;
 use crate::runtime::Registry;
 use crate::runtime::ollama::Ollama;
 use crate::text::render::Long;
@@ -67,6 +68,14 @@ pub enum Runtime {
 }
 
 impl Runtime {
+    /// What answers as its models. Asks nothing yet.
+    pub fn answering(self, root: &Path) -> Result<Box<dyn Answering>> {
+        Ok(match self {
+            Self::Ollama => Box::new(Ollama::from_env()?),
+            Self::LlamaServer => Box::new(llama_server(root)?),
+        })
+    }
+
     /// Where its names are. Asks nothing yet.
     pub fn registry(self, root: &Path) -> Result<Box<dyn Registry>> {
         Ok(match self {

@@ -4,29 +4,31 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::args::{BaseArgs, LengthArgs};
+use super::args::{BaseArgs, LengthArgs, Runtime};
 use super::print_json;
 use crate::domain::Verdict;
 use crate::error::{Error, Result};
 use crate::evaluate::statistics::Bootstrap;
 use crate::evaluate::verdict::Rules;
 use crate::evaluate::verifier::{Confinement, Verifier};
-use crate::pipeline::evaluate::{Answered, AtOllama, EvaluateRequest, InProcess, ServedSides, Side, Sides, evaluate};
-use crate::runtime::ollama::Ollama;
+use crate::pipeline::evaluate::{Answered, AtServer, EvaluateRequest, InProcess, ServedSides, Side, Sides, evaluate};
 
 /// Judge a new adapter against the old one, or against the base, on work that neither was trained on.
 ///
 /// Both answer the same items greedily. What counts is your verifier's word where you give one, else whether the answer is the
 /// expected one. The verdict is promote, reject or inconclusive, with its reasons; a report shows what was won and lost.
 ///
-/// With --served, both are versions that your Ollama serves, and answer as clients hear them; their speed and memory are measured, too.
+/// With --served, both are versions that Ollama or llama-server serves, and answer as clients hear them; their speed and memory are measured, too.
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
     base: Option<BaseArgs>,
-    /// Compare versions that Ollama serves (OLLAMA_HOST), instead of adapters in this process
+    /// Compare versions that a server serves, instead of adapters in this process
     #[arg(long, conflicts_with = "base")]
     served: bool,
+    /// What serves them, with --served
+    #[arg(long, value_enum, default_value = "ollama")]
+    runtime: Runtime,
     /// The new adapter: a folder or a GGUF adapter; with --served a version such as v7
     #[arg(long, value_name = "DIR|FILE.gguf|VERSION")]
     candidate: PathBuf,
@@ -131,7 +133,7 @@ pub fn run(args: &Args) -> Result<()> {
                 candidate: text(&args.candidate),
                 champion: args.champion.as_ref().map(text),
             };
-            run(&mut AtOllama::open(&Ollama::from_env()?, &args.root, &sides)?)?
+            run(&mut AtServer::open(&*args.runtime.answering(&args.root)?, &args.root, &sides)?)?
         }
         Some(given) => {
             let base = given.open(args.json)?;
@@ -143,7 +145,7 @@ pub fn run(args: &Args) -> Result<()> {
         None => {
             return Err(Error::usage(
                 "nothing says which base the adapters belong to",
-                "give it with --base; or compare versions that Ollama serves with --served",
+                "give it with --base; or compare versions that are served with --served",
             ));
         }
     };

@@ -11,7 +11,7 @@ use std::time::Instant;
 use serde_json::{Value, json};
 
 pub use self::in_process::{Answered, InProcess, Side};
-pub use self::served::{AtOllama, ServedSides};
+pub use self::served::{Answering, AtServer, Said, ServedSides};
 use crate::domain::{Comparison, ItemResult, Primary};
 use crate::error::{Error, Result};
 use crate::evaluate::items::Items;

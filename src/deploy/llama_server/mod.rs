@@ -113,6 +113,24 @@ impl LlamaServer {
         Ok(id_of(&llama.adapters()?, &adapter.path))
     }
 
+    /// What a name stands for, and the id under which the running server has its adapter.
+    pub fn running(&self, name: &str) -> Result<(Manifest, u32)> {
+        let manifest = self.shelf.get(name)?.ok_or_else(|| {
+            Error::usage(format!("{} has no {name}", self.title()), "`retune history` shows what was registered")
+        })?;
+        match self.loaded(&self.llama, &manifest)? {
+            Some(id) => Ok((manifest, id)),
+            None => Err(Error::server(
+                format!("no llama-server that has {name} answers at {}", self.llama.address()),
+                format!(
+                    "start it with {}, or name its address in LLAMA_SERVER_HOST; one that was started before the version was there \
+                     does not have it",
+                    self.script_of(&manifest).display()
+                ),
+            )),
+        }
+    }
+
     fn groups(&self) -> Result<Vec<Group>> {
         groups(&self.shelf, &self.tags()?)
     }

@@ -1,4 +1,4 @@
-//! Both sides as an Ollama serves them: the very models that clients get, with their templates, system texts and rounding; and how
+//! Both sides as a server serves them: the very models that clients get, with their templates, system texts and rounding; and how
 //! fast they answer, and how much memory they hold.
 
 use std::path::Path;
@@ -8,20 +8,43 @@ use serde_json::{Value, json};
 
 use super::{SideName, Sides};
 use crate::deploy::alias_name;
-use crate::domain::{Answer, ItemResult};
+use crate::deploy::llama_server::LlamaServer;
+use crate::domain::{ItemResult, Message};
 use crate::error::{Error, Result};
 use crate::evaluate::items::{Item, Items};
 use crate::evaluate::verdict::Served;
 use crate::runtime::ollama::{Ollama, Options, Probe};
-use crate::runtime::{ModelName, Registry as _, Tag};
+use crate::runtime::{ModelName, Registry, Tag};
 use crate::store::Store;
 
 /// Items that one side answers before the other one has its turn: what else the machine does falls on both alike.
 const TURN: usize = 8;
 
-/// Candidate and champion at one Ollama.
-pub struct AtOllama<'a> {
-    ollama: &'a Ollama,
+/// A server that answers as each of its models.
+pub trait Answering: Registry {
+    /// Its kind and version, for the record: `ollama 0.34.1`.
+    fn version(&self) -> Result<String>;
+
+    /// What the model of a name says to an item, greedily.
+    fn ask(&self, name: &str, item: &Item, max_tokens: usize) -> Result<Said>;
+
+    /// Bytes that the loaded model holds, by the digest that its name has; `None` where that cannot be told of one model.
+    fn memory_bytes(&self, digest: &str) -> Option<u64>;
+}
+
+/// What a server said.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    pub text: String,
+    /// The model ended it, not the limit.
+    pub ended: bool,
+    /// Generated tokens, and the seconds that they took.
+    pub pace: Option<(usize, f64)>,
+}
+
+/// Candidate and champion at one server.
+pub struct AtServer<'a> {
+    server: &'a dyn Answering,
     players: [Player; 2],
     version: String,
 }
@@ -55,21 +78,21 @@ pub struct ServedSides {
     pub champion: Option<String>,
 }
 
-impl<'a> AtOllama<'a> {
+impl<'a> AtServer<'a> {
     /// Finds both models; the store in `root` knows which adapters they are made of.
-    pub fn open(ollama: &'a Ollama, root: &Path, sides: &ServedSides) -> Result<Self> {
-        let version = ollama.version()?;
+    pub fn open(server: &'a dyn Answering, root: &Path, sides: &ServedSides) -> Result<Self> {
+        let version = server.version()?;
         let alias = alias_name(&sides.prefix, &sides.role)?;
         let deployments = match Store::open_if_there(root)? {
-            Some(store) => store.deployments(&ollama.id(), &alias.model)?,
+            Some(store) => store.deployments(&server.id(), &alias.model)?,
             None => Vec::new(),
         };
         let find = |text: &str| -> Result<(Tag, Player)> {
             let name = named(&alias, text)?;
-            let tag = ollama.tag(&name.to_string())?.ok_or_else(|| {
+            let tag = server.tag(&name.to_string())?.ok_or_else(|| {
                 Error::usage(
-                    format!("{} has no {name}", ollama.title()),
-                    format!("give a version such as v7, or a whole name; `{}` shows them", ollama.look()),
+                    format!("{} has no {name}", server.title()),
+                    format!("give a version such as v7, or a whole name; `{}` shows them", server.look()),
                 )
             })?;
             let known = deployments.iter().find(|deployment| deployment.digest == tag.digest);
@@ -88,7 +111,7 @@ impl<'a> AtOllama<'a> {
                 "name another champion with --champion, such as v1",
             ));
         }
-        Ok(Self { ollama, players: [candidate, champion], version })
+        Ok(Self { server, players: [candidate, champion], version })
     }
 }
 
@@ -101,17 +124,17 @@ fn named(alias: &ModelName, text: &str) -> Result<ModelName> {
     if tag.version().is_some() || text == alias.tag { Ok(tag) } else { ModelName::parse(text) }
 }
 
-impl Sides for AtOllama<'_> {
+impl Sides for AtServer<'_> {
     fn names(&self) -> [SideName; 2] {
         self.players.each_ref().map(|player| player.name.clone())
     }
 
     fn base(&self) -> Result<SideName> {
-        Ok(SideName { name: self.ollama.address().to_string(), digest: format!("ollama {}", self.version) })
+        Ok(SideName { name: self.server.id(), digest: self.version.clone() })
     }
 
     fn settings(&self) -> Value {
-        json!({ "served": { "ollama": self.version, "candidate": self.players[0].served, "champion": self.players[1].served } })
+        json!({ "served": { "server": self.version, "candidate": self.players[0].served, "champion": self.players[1].served } })
     }
 
     fn load(&self, path: &Path, group_by: Option<&str>) -> Result<Items> {
@@ -126,7 +149,7 @@ impl Sides for AtOllama<'_> {
         progress: &mut dyn FnMut(&str),
     ) -> Result<[Vec<ItemResult>; 2]> {
         if max_tokens == 0 {
-            return Err(Error::usage("an Ollama tells no losses", "leave --max-tokens 0 away, or compare without --served"));
+            return Err(Error::usage("a server tells no losses", "leave --max-tokens 0 away, or compare without --served"));
         }
         let all = items.items.len();
         let mut results = [Vec::with_capacity(all), Vec::with_capacity(all)];
@@ -140,8 +163,8 @@ impl Sides for AtOllama<'_> {
                         return Err(Error::Interrupted { message: "nothing was recorded".to_owned() });
                     }
                     progress(&format!("the {who} answers: {} of {all}", results[side].len()));
-                    let answered = ask(self.ollama, &self.players[side].served, item, max_tokens)?;
-                    if let (Some(count), Some(took)) = (answered.eval_tokens, answered.eval_seconds) {
+                    let said = self.server.ask(&self.players[side].served, item, max_tokens)?;
+                    if let Some((count, took)) = said.pace {
                         tokens += count;
                         seconds += took;
                     }
@@ -150,15 +173,14 @@ impl Sides for AtOllama<'_> {
                         group: item.group.clone(),
                         loss_sum: 0.0,
                         trained_tokens: 0,
-                        answer: Some(answered.answer),
+                        answer: Some(item.answered(said.text, said.ended)),
                     });
                 }
                 let player = &mut self.players[side];
                 if tokens > 0 && seconds > 0.0 {
                     player.pace.turns.push(tokens as f64 / seconds);
                 }
-                // An Ollama that cannot tell only costs the guard.
-                let now = self.ollama.memory_bytes(&player.manifest).ok().flatten();
+                let now = self.server.memory_bytes(&player.manifest);
                 player.pace.memory_bytes = player.pace.memory_bytes.max(now);
             }
         }
@@ -172,26 +194,50 @@ impl Sides for AtOllama<'_> {
     }
 }
 
-struct ServedAnswer {
-    answer: Answer,
-    eval_tokens: Option<usize>,
-    eval_seconds: Option<f64>,
+impl Answering for Ollama {
+    fn version(&self) -> Result<String> {
+        Ok(format!("ollama {}", Self::version(self)?))
+    }
+
+    fn ask(&self, name: &str, item: &Item, max_tokens: usize) -> Result<Said> {
+        let probe = Probe { messages: &item.messages, tools: item.tools.as_ref() };
+        let answer = self.chat(name, probe, &Options::greedy(max_tokens), 0)?;
+        // A call that Ollama took out of the text is judged as it was meant: as JSON.
+        let text = if answer.text.is_empty() && !answer.tool_calls.is_empty() {
+            answer.tool_calls.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
+        } else {
+            answer.text
+        };
+        Ok(Said { text, ended: answer.done_reason == "stop", pace: answer.eval_tokens.zip(answer.eval_seconds) })
+    }
+
+    fn memory_bytes(&self, digest: &str) -> Option<u64> {
+        // One that cannot tell only costs the guard.
+        Self::memory_bytes(self, digest).ok().flatten()
+    }
 }
 
-fn ask(ollama: &Ollama, model: &str, item: &Item, max_tokens: usize) -> Result<ServedAnswer> {
-    let probe = Probe { messages: &item.messages, tools: item.tools.as_ref() };
-    let answer = ollama.chat(model, probe, &Options::greedy(max_tokens), 0)?;
-    // A call that Ollama took out of the text is judged as it was meant: as JSON.
-    let text = if answer.text.is_empty() && !answer.tool_calls.is_empty() {
-        answer.tool_calls.iter().map(Value::to_string).collect::<Vec<_>>().join("\n")
-    } else {
-        answer.text
-    };
-    Ok(ServedAnswer {
-        answer: item.answered(text, answer.done_reason == "stop"),
-        eval_tokens: answer.eval_tokens,
-        eval_seconds: answer.eval_seconds,
-    })
+impl Answering for LlamaServer {
+    fn version(&self) -> Result<String> {
+        Ok(format!("llama-server at {}", self.llama().address()))
+    }
+
+    fn ask(&self, name: &str, item: &Item, max_tokens: usize) -> Result<Said> {
+        let (manifest, adapter) = self.running(name)?;
+        let mut messages = item.messages.clone();
+        // It knows no system text of its own: who asks it brings the trained one.
+        if let Some(system) = manifest.system.filter(|_| messages.first().is_none_or(|first| first.role != "system")) {
+            messages.insert(0, Message::new("system", system));
+        }
+        let prompt = self.llama().tokenize(&self.llama().apply_template(&messages, item.tools.as_ref())?)?;
+        let said = self.llama().answer(&prompt, max_tokens, adapter)?;
+        Ok(Said { text: said.text, ended: said.ended, pace: Some((said.tokens, said.seconds)) })
+    }
+
+    /// All versions share one process.
+    fn memory_bytes(&self, _digest: &str) -> Option<u64> {
+        None
+    }
 }
 
 fn median(values: &[f64]) -> Option<f64> {

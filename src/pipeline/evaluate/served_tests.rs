@@ -58,7 +58,7 @@ fn judged(candidate: Like) -> (Evaluated, Scripted) {
     std::fs::write(&data, rows).unwrap();
     let server = server(candidate);
     let named = ServedSides { prefix: "m".into(), role: "coder".into(), candidate: "2".into(), champion: None };
-    let mut sides = AtOllama::open(&server.ollama, scratch.path(), &named).unwrap();
+    let mut sides = AtServer::open(&server.ollama, scratch.path(), &named).unwrap();
     let request = EvaluateRequest {
         role: "coder".into(),
         data,
@@ -135,7 +135,7 @@ fn names_are_versions_of_the_role_or_whole_names() {
             candidate: candidate.into(),
             champion: champion.map(str::to_owned),
         };
-        AtOllama::open(&server.ollama, Path::new("/nowhere"), &sides).err().map(|error| error.to_string()).unwrap_or_default()
+        AtServer::open(&server.ollama, Path::new("/nowhere"), &sides).err().map(|error| error.to_string()).unwrap_or_default()
     };
     assert!(open("v1", None).contains("one and the same model"), "{}", open("v1", None));
     assert!(open("v9", None).contains("has no m-coder:v9"), "{}", open("v9", None));

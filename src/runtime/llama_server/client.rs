@@ -54,6 +54,17 @@ pub struct Completion {
     pub prompt_tokens: usize,
 }
 
+/// An answer as text.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heard {
+    pub text: String,
+    /// An end token or a stop text came; if not, it stopped at its limit.
+    pub ended: bool,
+    /// Generated tokens, the end with them, and the seconds that they took.
+    pub tokens: usize,
+    pub seconds: f64,
+}
+
 /// One generated token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Token {
@@ -182,6 +193,23 @@ impl Llama {
             tokens.pop();
         }
         Ok(Completion { tokens, ended, prompt_tokens: count("tokens_evaluated")? })
+    }
+
+    /// What a client hears: at most `limit` tokens, greedily, with the one adapter alone.
+    pub fn answer(&self, prompt: &[u32], limit: usize, adapter: u32) -> Result<Heard> {
+        let what = "answer a prompt";
+        let body = json!({
+            "prompt": prompt, "n_predict": limit, "temperature": 0.0, "cache_prompt": false, "repeat_penalty": 1.0,
+            "lora": [{"id": adapter, "scale": 1.0}],
+        });
+        let answer = self.post(what, "/completion", &body)?;
+        let read = || {
+            let tokens = usize::try_from(answer.get("tokens_predicted")?.as_u64()?).ok()?;
+            let milliseconds = answer.pointer("/timings/predicted_ms")?.as_f64()?;
+            let text = answer.get("content")?.as_str()?.to_owned();
+            Some(Heard { text, ended: answer["stop_type"] != "limit", tokens, seconds: milliseconds * 1e-3 })
+        };
+        read().ok_or_else(|| self.http.garbage(what, &answer.to_string()))
     }
 
     fn post(&self, what: &str, path: &str, body: &Value) -> Result<Value> {

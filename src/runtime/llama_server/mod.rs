@@ -4,5 +4,5 @@
 mod client;
 mod process;
 
-pub use client::{Completion, Llama, LoadedAdapter, Props, Token};
+pub use client::{Completion, Heard, Llama, LoadedAdapter, Props, Token};
 pub use process::{Process, find_program};
