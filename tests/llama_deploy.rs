@@ -294,8 +294,7 @@ fn killed_anywhere_the_next_command_brings_names_script_and_server_together() {
         project.ok(&["promote", start]);
         let whole = project.run(&[("RETUNE_FAULT_LOG", log.to_str().unwrap())], command);
         assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
-        let points: Vec<String> =
-            fs::read_to_string(&log).unwrap().lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect();
+        let points = common::fault_points(&log);
         for wanted in
             ["commit begin of a move", "shelf copy", "rename start-", "http lora-adapters", "http forget 0", "committed end"]
         {
@@ -327,6 +326,60 @@ fn killed_anywhere_the_next_command_brings_names_script_and_server_together() {
         fs::remove_file(&log).unwrap();
     }
     println!("{killed} points, each killed and settled");
+}
+
+/// A deployment that promotes, killed at every point: what served serves, and the same command again ends as if nothing had been.
+#[test]
+fn a_deployment_that_was_killed_anywhere_is_finished_by_the_same_command() {
+    let test = "a_deployment_that_was_killed_anywhere_is_finished_by_the_same_command";
+    let Some(project) = Project::new(test) else { return };
+    let [zzzz, wwww] = ["zzzz", "wwww"].map(|answer| project.adapter(answer, &[]));
+    project.deploy(&zzzz, &[]);
+    let (root, before) = (project.root(), project.scratch.path().join("before"));
+    copy_folder(&root, &before);
+    let deploy = ["deploy", "--json", "--promote", "--adapter", &wwww];
+    let log = project.scratch.path().join("points");
+    let whole = project.run(&[("RETUNE_FAULT_LOG", log.to_str().unwrap())], &deploy);
+    assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
+    let points = common::fault_points(&log);
+    for wanted in ["shelf put", "commit deployment", "commit begin of a move", "shelf copy", "committed end"] {
+        assert!(points.iter().any(|point| point.starts_with(wanted)), "no point {wanted}: {points:?}");
+    }
+    for (n, point) in points.iter().enumerate() {
+        fs::remove_dir_all(&root).unwrap();
+        copy_folder(&before, &root);
+        let output = project.run(&[("RETUNE_FAULT_AT", &(n + 1).to_string())], &deploy);
+        assert_eq!(output.status.signal(), Some(9), "killed at {point}");
+        let named = project.names(MODEL);
+        assert!(named == ["v1"] || named == ["v2"], "killed at {point}: the alias names {named:?}");
+        let said: Value = serde_json::from_str(&project.ok(&deploy).0).unwrap();
+        assert_eq!((&said["version"], &said["promoted"]), (&2.into(), &true.into()), "killed at {point}: {said}");
+        assert_eq!(
+            (project.names(MODEL), project.script_scales()),
+            (vec!["v2".to_owned()], vec![false, true]),
+            "killed at {point}"
+        );
+        let store = Store::open(&root).unwrap();
+        assert_eq!(store.damage().unwrap(), None, "killed at {point}");
+        let moves = store.moves(None).unwrap();
+        assert!(moves.iter().all(|m| m.end.is_some()), "killed at {point}: a move is left open");
+        let versions: Vec<u64> = store.every_deployment().unwrap().iter().map(|d| d.version).collect();
+        assert_eq!(versions, [1, 2], "killed at {point}");
+    }
+    println!("{} points, each killed and finished", points.len());
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (path, copy) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy_folder(&path, &copy);
+        } else {
+            // With its permissions: scripts stay executable.
+            fs::copy(&path, &copy).unwrap();
+        }
+    }
 }
 
 #[test]
