@@ -8,7 +8,7 @@ use std::process::Command;
 
 use ollama_peer::{BOTH, Kind, Peer, data_file, peer_file};
 use retune::deploy::{
-    Deployment, From, ModelSpec, Number, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Remedies, Verdict,
+    Deployment, From, ModelSpec, Number, OwnAnswer, OwnEnd, OwnToken, Parameters, Promote, PromptProbe, Remedies, Verdict,
     adapter_support, compare_served, deploy, register,
 };
 use retune::domain::Message;
@@ -57,7 +57,7 @@ fn as_own(prompt: &str, answer: &Answer, base: Option<&Answer>) -> OwnAnswer {
         prompt: prompt.to_owned(),
         prompt_tokens: answer.prompt_tokens.unwrap(),
         tokens: tokens.collect(),
-        ended: answer.done_reason == "stop",
+        end: (answer.done_reason == "stop").then(OwnEnd::default),
     }
 }
 

@@ -36,8 +36,16 @@ pub struct OwnAnswer {
     pub prompt_tokens: usize,
     /// Without the token that ended it.
     pub tokens: Vec<OwnToken>,
-    /// Whether an end token came; if not, the answer stopped at a limit.
-    pub ended: bool,
+    /// The end token, where one came; if not, the answer stopped at a limit.
+    pub end: Option<OwnEnd>,
+}
+
+/// The end of an answer of ours, and what else could have stood there.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct OwnEnd {
+    pub logprob: f64,
+    /// As `OwnToken::top`.
+    pub top: Vec<(Option<Vec<u8>>, f64)>,
 }
 
 /// Where the served answer leaves ours.
@@ -127,7 +135,7 @@ pub fn compare_with(
     let mut compared = Vec::new();
     for own in answers {
         // One more where our answer ended, to see the served one end, too.
-        let served = ask(own, own.tokens.len() + usize::from(own.ended))?;
+        let served = ask(own, own.tokens.len() + usize::from(own.end.is_some()))?;
         compared.push(compare_answer(own, &served));
     }
     let max_abs_difference = compared.iter().map(|one| one.max_abs_difference).fold(0.0, f64::max);
@@ -145,7 +153,7 @@ pub fn compare_answer(own: &OwnAnswer, served: &Answer) -> Compared {
     // NaN (a served token without its log-probability) must not pass as small.
     let differences =
         pairs().map(|(ours, theirs)| ours.logprob - theirs.logprob).map(|d| if d.is_nan() { f64::INFINITY } else { d });
-    let ends_alike = !own.ended || served.tokens.len() == same_tokens && served.done_reason == "stop";
+    let ends_alike = own.end.is_none() || served.tokens.len() == same_tokens && served.done_reason == "stop";
     let agree = same_tokens == own.tokens.len() && ends_alike;
     Compared {
         name: own.name.clone(),
@@ -161,13 +169,14 @@ pub fn compare_answer(own: &OwnAnswer, served: &Answer) -> Compared {
 fn diverge(own: &OwnAnswer, served: &Answer, position: usize) -> Divergence {
     let (ours, theirs) = (own.tokens.get(position), served.tokens.get(position));
     // Our side knows the end of an answer as a token; Ollama shows none.
-    let by_us = ours.and_then(|ours| {
-        let other = ours.top.iter().find(|(piece, _)| match (piece, theirs) {
+    let step = ours.map(|ours| (ours.logprob, &ours.top)).or(own.end.as_ref().map(|end| (end.logprob, &end.top)));
+    let by_us = step.and_then(|(logprob, top)| {
+        let other = top.iter().find(|(piece, _)| match (piece, theirs) {
             (Some(piece), Some(theirs)) => is_same(piece, &theirs.text),
             (None, None) => true,
             _ => false,
         })?;
-        Some(ours.logprob - other.1)
+        Some(logprob - other.1)
     });
     let by_them = || {
         let (ours, theirs) = (ours?, theirs?);

@@ -13,7 +13,11 @@ fn own(tokens: &[(&str, f64, f64)], ended: bool) -> OwnAnswer {
             (None, logprob - 0.08),
         ],
     });
-    OwnAnswer { name: "row 1".to_owned(), prompt: "p".to_owned(), prompt_tokens: 7, tokens: tokens.collect(), ended }
+    let end = ended.then(|| OwnEnd {
+        logprob: -0.4,
+        top: vec![(None, -0.4), (Some(b"near".to_vec()), -0.45), (Some(b"far".to_vec()), -2.4)],
+    });
+    OwnAnswer { name: "row 1".to_owned(), prompt: "p".to_owned(), prompt_tokens: 7, tokens: tokens.collect(), end }
 }
 
 fn served(tokens: &[(&str, f64)], reason: &str) -> Answer {
@@ -76,6 +80,11 @@ fn an_end_is_a_token_like_any_other() {
     let longer = served(&[whole[0], whole[1], whole[2], ("x", -0.1)], "length");
     let Verdict::Different(why) = verdict(&own(&OURS, true), &longer) else { panic!() };
     assert!(why.contains("token 4 is \"x\" where it is served, the end as trained"), "{why}");
+    // What it goes on with is nearly as probable as our end (.05), or it is not (2).
+    let goes_on = |text| served(&[whole[0], whole[1], whole[2], (text, -0.1)], "length");
+    assert_eq!(verdict(&own(&OURS, true), &goes_on("near")), Verdict::Same { ties: 1 });
+    let Verdict::Different(why) = verdict(&own(&OURS, true), &goes_on("far")) else { panic!() };
+    assert!(why.contains("the end as trained (2.000 apart"), "{why}");
     // Theirs ends where ours goes on: near enough by our own alternatives (.08).
     assert_eq!(verdict(&own(&OURS, false), &served(&whole[..2], "stop")), Verdict::Same { ties: 1 });
 }

@@ -12,7 +12,7 @@ pub mod shelf;
 
 pub use adapters::{AdapterSupport, adapter_support, remembered_support};
 pub use compare::{
-    Compared, Divergence, OwnAnswer, OwnToken, Report, TIE_LOGPROB, Verdict, compare_answer, compare_served, compare_with,
+    Compared, Divergence, OwnAnswer, OwnEnd, OwnToken, Report, TIE_LOGPROB, Verdict, compare_answer, compare_served, compare_with,
 };
 pub use modelfile::{From, ModelSpec, Parameters, later_commands};
 pub use prompt::{Difference, Foresight, Mismatch, PromptProbe, Remedies, Settlement, compare_prompts, foresee, settle};

@@ -14,15 +14,15 @@ use super::champion::{Champion, hold};
 use super::convert::{as_gguf, stored_as};
 use crate::base::{Base, Origin};
 use crate::deploy::{
-    self, Deployment, From, ModelSpec, Number, OwnAnswer, OwnToken, Parameters, Promote, PromptProbe, Registered, Remedies,
-    Settlement,
+    self, Deployment, From, ModelSpec, Number, OwnAnswer, OwnEnd, OwnToken, Parameters, Promote, PromptProbe, Registered,
+    Remedies, Settlement,
 };
 use crate::domain::{Example, Message};
 use crate::error::{Error, Result};
 use crate::export::merge::{MergeReport, MergeType, merge};
 use crate::formats::gguf::{GgmlType, Gguf, TensorInfo};
 use crate::formats::rows::{self, Wanted};
-use crate::infer::generate::{Request, generate, log_sum_exp};
+use crate::infer::generate::{Request, Step, generate, log_sum_exp};
 use crate::model::{Adapter, Module, Stream, Workspace, adapter_files};
 use crate::runtime::Registry;
 use crate::runtime::ollama::{Blob, Ollama};
@@ -500,6 +500,10 @@ fn own_answers(base: &Base, adapter: &Adapter, probes: &[PromptProbe]) -> Result
     let request = Request { max_tokens: ANSWER_TOKENS, end_ids: tokenizer.end_ids(), top: TOP, ..Request::default() };
     let answers = generate(&base.decoder, &prompts, Some(adapter), &request, |_, _| {});
     let piece = |id: u32| tokenizer.piece(id).unwrap_or_default();
+    let top = |step: &Step| {
+        let told = |&(id, logprob)| ((!tokenizer.end_ids().contains(&id)).then(|| piece(id)), f64::from(logprob));
+        step.top.iter().map(told).collect()
+    };
     let mut own = Vec::new();
     for (probe, answer) in probes.iter().zip(answers) {
         let ids = answer.ids();
@@ -511,12 +515,9 @@ fn own_answers(base: &Base, adapter: &Adapter, probes: &[PromptProbe]) -> Result
             piece: piece(id),
             logprob: f64::from(step.logprob),
             base_logprob: Some(f64::from(logits[id as usize] - log_sum_exp(logits))),
-            top: step
-                .top
-                .iter()
-                .map(|&(id, logprob)| ((!tokenizer.end_ids().contains(&id)).then(|| piece(id)), f64::from(logprob)))
-                .collect(),
+            top: top(step),
         });
+        let end = answer.steps.last().filter(|_| answer.ended);
         // The served model puts its BOS in front by itself.
         let bos = tokenizer.bos_text();
         let starts_with_bos =
@@ -527,7 +528,7 @@ fn own_answers(base: &Base, adapter: &Adapter, probes: &[PromptProbe]) -> Result
             prompt: prompt.to_owned(),
             prompt_tokens: probe.ids.len(),
             tokens: tokens.collect(),
-            ended: answer.ended,
+            end: end.map(|step| OwnEnd { logprob: f64::from(step.logprob), top: top(step) }),
         });
     }
     Ok(own)
