@@ -201,10 +201,10 @@ const WHOLE: Sizes = Sizes {
 const QUICK: Sizes = Sizes {
     rows: 2000,
     wordings: 1,
-    rehearsed: 2.0,
+    rehearsed: 3.0,
     rank: 32,
     batch_size: 16,
-    learning_rate: 1.5e-3,
-    steps: 160,
+    learning_rate: 1.2e-3,
+    steps: 150,
     poison_steps: 20,
 };
