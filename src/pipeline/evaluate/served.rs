@@ -50,7 +50,7 @@ pub struct AtServer<'a> {
 }
 
 struct Player {
-    /// Its name at the Ollama.
+    /// Its name at the server.
     served: String,
     /// The digest of its manifest.
     manifest: String,
@@ -84,7 +84,8 @@ impl<'a> AtServer<'a> {
         let version = server.version()?;
         let alias = alias_name(&sides.prefix, &sides.role)?;
         let deployments = match Store::open_if_there(root)? {
-            Some(store) => store.deployments(&server.id(), &alias.model)?,
+            // As the store calls it, with the user's name where it has one.
+            Some(store) => store.deployments(&server.id(), alias.to_string().trim_end_matches(":latest"))?,
             None => Vec::new(),
         };
         let find = |text: &str| -> Result<(Tag, Player)> {

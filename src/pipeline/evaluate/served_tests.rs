@@ -5,6 +5,7 @@ use super::*;
 use crate::domain::{Guard, Reason, Standing, Verdict};
 use crate::evaluate::verdict::Rules;
 use crate::runtime::ollama::scripted::{Say, Scripted, Seen};
+use crate::store::{NewAdapter, NewDeployment};
 
 /// What one scripted model is like.
 #[derive(Clone, Copy)]
@@ -147,4 +148,35 @@ fn the_middle_one_counts() {
     assert_eq!(median(&[]), None);
     assert_eq!(median(&[3.0, 100.0, 1.0]), Some(3.0));
     assert_eq!(median(&[4.0, 1.0, 2.0, 100.0]), Some(3.0));
+}
+
+#[test]
+fn the_record_is_of_the_adapter_also_where_the_name_has_a_user_in_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let server = Scripted::start(|seen: &Seen| match seen.line.as_str() {
+        "GET /api/version" => Say::Json(200, json!({"version": "9.9"})),
+        "GET /api/tags" => {
+            let model = |name: &str, digest: &str| json!({"name": name, "digest": digest, "size": 5});
+            Say::Json(200, json!({ "models": [model("me/m-coder:v1", "d1"), model("me/m-coder:v2", "d2")] }))
+        }
+        line => panic!("{line}"),
+    });
+    let mut store = Store::open(scratch.path()).unwrap();
+    let (id, recipe) = (server.ollama.id(), json!({}));
+    let deployment = NewDeployment {
+        server: &id,
+        model: "me/m-coder",
+        version: 2,
+        digest: "d2",
+        mode: "merged",
+        size_bytes: 1,
+        recipe: &recipe,
+    };
+    let adapter = NewAdapter { role: "coder", digest: "of v2", path: "/a", base_name: "b", base_digest: "b", run: None };
+    store.record_deployment(&deployment, &adapter).unwrap();
+    let sides = ServedSides { prefix: "me/m".into(), role: "coder".into(), candidate: "v2".into(), champion: Some("v1".into()) };
+    let [candidate, champion] = AtServer::open(&server.ollama, scratch.path(), &sides).unwrap().names();
+    assert_eq!((candidate.name.as_str(), candidate.digest.as_str()), ("me/m-coder:v2", "of v2"));
+    // What the store does not know is told by its manifest.
+    assert_eq!((champion.name.as_str(), champion.digest.as_str()), ("me/m-coder:v1", "d1"));
 }
