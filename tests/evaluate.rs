@@ -200,9 +200,9 @@ fn a_kill_at_any_point_leaves_a_whole_evaluation_or_none() {
     let log = place.text("points");
     let whole = run(&place.path("whole"), [("RETUNE_FAULT_LOG", &log)]);
     assert!(whole.status.success(), "{}", String::from_utf8_lossy(&whole.stderr));
-    let points: Vec<String> = fs::read_to_string(&log).unwrap().lines().map(str::to_owned).collect();
-    assert!(points.iter().any(|point| point.contains("commit evaluation")), "{points:?}");
-    assert!(points.iter().any(|point| point.contains("rename evaluation-1.html")), "{points:?}");
+    let points = common::fault_points(Path::new(&log));
+    assert!(points.iter().any(|point| point == "commit evaluation"), "{points:?}");
+    assert!(points.iter().any(|point| point == "rename evaluation-1.html"), "{points:?}");
     for (n, point) in points.iter().enumerate() {
         let root = place.path(&format!("killed-{n}"));
         let killed = run(&root, [("RETUNE_FAULT_AT", &(n + 1).to_string())]);
