@@ -1,9 +1,11 @@
 //! Plain data that every room speaks of.
 
 mod example;
+mod run;
 mod verdict;
 
 pub use example::{Example, Message, Tokens};
+pub use run::RunResult;
 pub use verdict::{
     Answer, Comparison, Estimate, Guard, Guarded, Interval, ItemResult, Paired, Primary, Reason, Standing, Unpaired, Verdict,
 };
