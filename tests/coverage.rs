@@ -79,7 +79,7 @@ impl Cell {
                         let z = 0.2f64.sqrt() * (difficulty + rng.normal()) + 0.3f64.sqrt() * (item + takes_to);
                         // A latent z below the quantile of p: right with probability p.
                         let exact = p >= 1.0 || z < normal_quantile(p);
-                        result(0.0, 0, Some(Answer { text: String::new(), exact, verified: None }))
+                        result(0.0, 0, Some(Answer { text: String::new(), exact, verified: None, judged: None }))
                     };
                     (side(takes_to[0], base + effect), side(takes_to[1], base))
                 } else {

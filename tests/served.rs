@@ -124,3 +124,38 @@ fn nothing_is_recorded_where_no_ollama_answers() {
     let output = common::retune(&["evaluate", "--candidate", "a", "--data", data.to_str().unwrap()]);
     says(&refusal(2, &output, "neither a base nor a server"), &["--base"]);
 }
+
+#[test]
+fn a_real_judge_model_is_asked_in_both_orders_and_may_not_be_kin() {
+    let Some(file) = ollama_peer::peer_file("smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") else { return };
+    for kind in BOTH {
+        let Some(peer) = Peer::start(kind) else { continue };
+        let scratch = tempfile::tempdir().unwrap();
+        let place = Place { peer: &peer, scratch: scratch.path() };
+        let modelfile = scratch.path().join("Modelfile.judge");
+        fs::write(&modelfile, format!("FROM {}\n", file.display())).unwrap();
+        peer.cli(&["create", "smollm2", "-f", modelfile.to_str().unwrap()]);
+
+        let adapter = common::adapter_that_answers(scratch.path(), "wwww");
+        let candidate = adapter.to_str().unwrap();
+        let wanted = place.rows("held_out.jsonl", &requests(6, Split::HeldOut, 2), "wwww");
+        let args = ["evaluate", "--base", "demo", "--candidate", candidate, "--data", &wanted, "--max-tokens", "6", "--json"];
+        let run = |more: &[&str]| place.run(&[&args, more].concat());
+        says(&refusal(2, &run(&["--judge", "smollm2"]), "kin"), &["own family (llama)", "--judge-same-family"]);
+        says(&refusal(2, &run(&["--judge", "other"]), "no such judge"), &["has no other", "ollama pull other"]);
+
+        let output = run(&["--judge", "smollm2", "--judge-same-family"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let primary = &found["judgement"]["primary"];
+        assert_eq!((&primary["measure"], &primary["items"]), (&json!("judged"), &json!(6)), "{found}");
+        // Each side's share is what the judge said twice; what it contradicted is told and counts for neither.
+        let preferred = (primary["candidate"].as_f64().unwrap() + primary["champion"].as_f64().unwrap()) * 6.0;
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let unsure = told.split_once("note: on ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok()).unwrap_or(0);
+        assert!(preferred.round() as usize + unsure <= 6, "{preferred} {told}");
+        let store = Store::open(&scratch.path().join("root")).unwrap();
+        assert_eq!(store.evaluation_items(found["id"].as_i64().unwrap()).unwrap(), 6);
+        eprintln!("{kind:?}: {}", found["judgement"]["explanation"]);
+    }
+}

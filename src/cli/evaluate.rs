@@ -8,15 +8,17 @@ use super::args::{BaseArgs, LengthArgs, Runtime};
 use super::print_json;
 use crate::domain::Verdict;
 use crate::error::{Error, Result};
+use crate::evaluate::judge_model::JudgeModel;
 use crate::evaluate::statistics::Bootstrap;
 use crate::evaluate::verdict::Rules;
 use crate::evaluate::verifier::{Confinement, Verifier};
 use crate::pipeline::evaluate::{Answered, AtServer, EvaluateRequest, InProcess, ServedSides, Side, Sides, evaluate};
+use crate::runtime::ollama::Ollama;
 
 /// Judge a new adapter against the old one, or against the base, on work that neither was trained on.
 ///
-/// Both answer the same items greedily. What counts is your verifier's word where you give one, else whether the answer is the
-/// expected one. The verdict is promote, reject or inconclusive, with its reasons; a report shows what was won and lost.
+/// Both answer the same items greedily. What counts is your verifier's word where you give one, else that of a judge model where you
+/// name one, else whether the answer is the expected one. The verdict is promote, reject or inconclusive, with its reasons; a report shows what was won and lost.
 ///
 /// With --served, both are versions that Ollama or llama-server serves, and answer as clients hear them; their speed and memory are measured, too.
 #[derive(clap::Args)]
@@ -53,6 +55,12 @@ pub struct Args {
     /// Seconds that the verifier may take for an answer
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0)]
     verifier_timeout: f64,
+    /// A model at Ollama that says which answer is the better one, asked in both orders; of another family than the candidate's
+    #[arg(long, value_name = "MODEL")]
+    judge: Option<String>,
+    /// The judge shares the candidate's architecture, and you know that it is no kin (Mistral and SmolLM2 are both 'llama')
+    #[arg(long, requires = "judge")]
+    judge_same_family: bool,
     /// The field of the rows that names their group; items of one group go well or badly together
     /// [default: group, task_id or task where a row has it, else the same request is the same group]
     #[arg(long, value_name = "FIELD")]
@@ -105,6 +113,11 @@ pub fn run(args: &Args) -> Result<()> {
         };
         Ok(verifier)
     });
+    let judge = args.judge.as_ref().map(|name| -> Result<JudgeModel> {
+        let mut judge = JudgeModel::open(Ollama::from_env()?, name)?;
+        judge.same_family = args.judge_same_family;
+        Ok(judge)
+    });
     let request = EvaluateRequest {
         role: args.role.clone(),
         data: args.data.clone(),
@@ -112,6 +125,7 @@ pub fn run(args: &Args) -> Result<()> {
         group_by: args.group_by.clone(),
         max_tokens: args.max_tokens,
         verifier: verifier.transpose()?,
+        judge: judge.transpose()?,
         rules: Rules {
             bootstrap: Bootstrap { confidence: args.confidence, seed: args.seed, ..Bootstrap::default() },
             min_items: args.min_items,

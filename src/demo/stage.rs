@@ -182,6 +182,7 @@ impl<'a> Stage<'a> {
             group_by: None,
             max_tokens: 96,
             verifier: None,
+            judge: None,
             rules,
             root: self.root.clone(),
             report: None,

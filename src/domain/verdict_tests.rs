@@ -50,7 +50,7 @@ fn the_strongest_measure_there_is_decides() {
         let one = ItemResult { answer, ..result("a", "g") };
         Primary::of(&Comparison::pair(vec![one.clone()], vec![one]).unwrap())
     };
-    let answer = |verified| Some(Answer { text: "x".into(), exact: false, verified });
+    let answer = |verified| Some(Answer { text: "x".into(), exact: false, verified, judged: None });
     assert_eq!([with(None), with(answer(None)), with(answer(Some(false)))], [Primary::Loss, Primary::Exact, Primary::Verified]);
 }
 

@@ -180,7 +180,7 @@ impl Item {
     /// An answer, as it is judged by its text. One without an end is not the expected one: it goes on where it is served.
     pub fn answered(&self, text: String, ended: bool) -> Answer {
         let exact = ended && text.trim() == self.expected.trim();
-        Answer { text, exact, verified: None }
+        Answer { text, exact, verified: None, judged: None }
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod collapse;
 pub mod items;
+pub mod judge_model;
 pub mod quantiles;
 pub mod report;
 pub mod statistics;

@@ -72,6 +72,7 @@ fn render(report: &Report) -> Result<String> {
 fn name_of(measure: Primary) -> &'static str {
     match measure {
         Primary::Verified => "right by the verifier",
+        Primary::Judged => "preferred by the judge",
         Primary::Exact => "right by the text",
         Primary::Loss => "loss",
     }
@@ -201,7 +202,11 @@ fn examples(report: &Report) -> Result<String> {
             _ => {}
         }
     }
-    Ok(table_of("Lost: right before, wrong now", &lost, report) + &table_of("Won: wrong before, right now", &won, report))
+    let (less, more) = match measure {
+        Primary::Judged => ("Lost: the judge prefers the champion's answer", "Won: the judge prefers the candidate's answer"),
+        _ => ("Lost: right before, wrong now", "Won: wrong before, right now"),
+    };
+    Ok(table_of(less, &lost, report) + &table_of(more, &won, report))
 }
 
 fn table_of(title: &str, pairs: &[&Paired], report: &Report) -> String {

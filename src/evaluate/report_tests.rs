@@ -17,7 +17,7 @@ fn work(won: usize, lost: usize) -> Comparison {
                 _ => format!("I would call the weather tool for Town {i}, please wait."),
             };
             let loss = if is_candidate { 4.0 + 0.1 * (i % 5) as f64 } else { 5.0 };
-            let answer = Some(Answer { text, exact, verified: None });
+            let answer = Some(Answer { text, exact, verified: None, judged: None });
             ItemResult { item: format!("{i:03}"), group: format!("{}", i / 2), loss_sum: loss, trained_tokens: 12, answer }
         };
         (0..120).map(result).collect()

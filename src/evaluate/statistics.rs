@@ -18,7 +18,7 @@ use retune_kernels::rng::Rng;
 use serde::{Deserialize, Serialize};
 
 use super::quantiles::{normal_cdf, t_quantile};
-use crate::domain::{Answer, Comparison, Estimate, Interval, ItemResult, Paired, Primary};
+use crate::domain::{Answer, Comparison, Estimate, Interval, ItemResult, Paired, Preference, Primary};
 use crate::error::{Error, Result};
 
 /// How often a true difference of `smallest_effect` is to be shown.
@@ -87,7 +87,11 @@ pub fn estimate_share(
 /// Whether a result is right by `measure`; an error for one without an answer.
 pub fn is_right(result: &ItemResult, measure: Primary) -> Result<bool> {
     let answer = answer(result)?;
-    Ok(if measure == Primary::Verified { answer.verified.unwrap_or(answer.exact) } else { answer.exact })
+    Ok(match measure {
+        Primary::Verified => answer.verified.unwrap_or(answer.exact),
+        Primary::Judged => answer.judged == Some(Preference::Better),
+        Primary::Exact | Primary::Loss => answer.exact,
+    })
 }
 
 fn answer(result: &ItemResult) -> Result<&Answer> {

@@ -11,7 +11,7 @@ pub(super) fn items(differences: &[(bool, bool)], group_of: impl Fn(usize) -> us
                 group: format!("{:05}", group_of(i)),
                 loss_sum: 1.0,
                 trained_tokens: 1,
-                answer: Some(Answer { text: String::new(), exact: pick(both), verified: None }),
+                answer: Some(Answer { text: String::new(), exact: pick(both), verified: None, judged: None }),
             })
             .collect()
     };

@@ -90,14 +90,18 @@ pub fn judge(evidence: &Evidence, measure: Primary, rules: &Rules) -> Result<Jud
     let primary = estimate(evidence.work, measure, &rules.bootstrap)?;
     let others = other_measures(evidence.work, measure, &rules.bootstrap)?;
     let guards = guards(evidence, measure, rules)?;
-    let verdict = decide(&primary, &guards, rules);
+    let verdict = decide(&primary, &others, &guards, rules);
     let explanation = explain(&verdict, &primary, &others, &guards);
     Ok(Judgement { verdict, primary, others, guards, explanation })
 }
 
 fn other_measures(work: &Comparison, measure: Primary, bootstrap: &Bootstrap) -> Result<Vec<Estimate>> {
     let mut others = Vec::new();
-    if measure == Primary::Verified {
+    let judged = || work.pairs().iter().any(|pair| pair.candidate().answer.as_ref().is_some_and(|a| a.judged.is_some()));
+    if measure == Primary::Verified && judged() {
+        others.push(estimate(work, Primary::Judged, bootstrap)?);
+    }
+    if matches!(measure, Primary::Verified | Primary::Judged) {
         others.push(estimate(work, Primary::Exact, bootstrap)?);
     }
     // Losses over other tokens on each side (another tokenizer) are no measure; losses that are no numbers are an error.
@@ -128,7 +132,9 @@ fn guards(evidence: &Evidence, measure: Primary, rules: &Rules) -> Result<Vec<Gu
         // A right answer is no collapse, whatever it looks like.
         let stands = |answer: &str, right: bool| right || !is_collapsed(answer);
         let estimate = estimate_share(evidence.work, &rules.bootstrap, |result, answer| {
-            stands(&answer.text, is_right(result, measure).unwrap_or(false))
+            // A judge may like a loop better than what the other side said.
+            let by = if measure == Primary::Judged { Primary::Exact } else { measure };
+            stands(&answer.text, is_right(result, by).unwrap_or(false))
         })?;
         let standing = match estimate.point < -limit {
             true if estimate.interval.is_some_and(|i| i.high < 0.0) => Standing::Fell,
@@ -167,7 +173,7 @@ fn skewed(primary: &Estimate, interval: &Interval) -> Option<Reason> {
     (beyond && hidden).then_some(Reason::Skewed { skewness, groups: primary.groups })
 }
 
-fn decide(primary: &Estimate, guards: &[Guarded], rules: &Rules) -> Verdict {
+fn decide(primary: &Estimate, others: &[Estimate], guards: &[Guarded], rules: &Rules) -> Verdict {
     let measure = primary.measure;
     let of = |standing| guards.iter().filter(move |g| g.standing == standing).cloned().map(Reason::Guard);
     let mut doubts = Vec::new();
@@ -198,6 +204,11 @@ fn decide(primary: &Estimate, guards: &[Guarded], rules: &Rules) -> Verdict {
         && primary.items_that_differ > 0
     {
         doubts.push(Reason::SpansZero { measure, interval, smallest_effect: primary.smallest_effect });
+    }
+    if measure == Primary::Judged {
+        let by_text = others.iter().find(|other| other.measure == Primary::Exact && other.groups_that_differ >= needed);
+        let worse = by_text.and_then(|other| other.interval).filter(|interval| interval.high < 0.0);
+        doubts.extend(worse.map(|interval| Reason::TextSaysWorse { interval }));
     }
     doubts.extend(of(Standing::InDoubt));
     let better = interval.is_some_and(|interval| interval.low > 0.0);

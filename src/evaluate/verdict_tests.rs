@@ -1,5 +1,5 @@
 use super::*;
-use crate::domain::{Answer, ItemResult};
+use crate::domain::{Answer, ItemResult, Preference};
 
 /// One item: right on each side, and the mean loss of its 10 tokens.
 #[derive(Clone, Copy)]
@@ -31,6 +31,7 @@ fn comparison(items: &[Item], text: fn(usize, bool) -> String) -> Comparison {
                 text: text(i, is_candidate),
                 exact: if is_candidate { item.candidate } else { item.champion },
                 verified: None,
+                judged: None,
             }),
         };
         items.iter().enumerate().map(result).collect()
@@ -259,4 +260,66 @@ fn a_judgement_goes_through_json() {
     assert_eq!(json["verdict"], "reject");
     assert_eq!(json["reasons"][0]["reason"], "worse");
     assert_eq!(serde_json::from_value::<Judgement>(json).unwrap(), found);
+}
+
+/// `work` where a judge says what `said` says of each item, for the candidate.
+fn preferred(items: &[Item], said: fn(usize) -> Preference) -> Comparison {
+    let sides = plain(items);
+    let told = |result: &ItemResult, i: usize, turned: bool| {
+        let said = if turned { said(i).turned() } else { said(i) };
+        let answer = result.answer.clone().map(|answer| Answer { judged: Some(said), ..answer });
+        ItemResult { answer, ..result.clone() }
+    };
+    let (ours, theirs) =
+        sides.pairs().iter().enumerate().map(|(i, p)| (told(p.candidate(), i, false), told(p.champion(), i, true))).unzip();
+    Comparison::pair(ours, theirs).unwrap()
+}
+
+#[test]
+fn where_a_judge_was_asked_its_preference_decides_and_the_text_stands_beside_it() {
+    let said = |i: usize| match i {
+        0..40 => Preference::Better,
+        40..50 => Preference::Worse,
+        50..60 => Preference::Unsure,
+        _ => Preference::Same,
+    };
+    let found = judged(&preferred(&work(100, 0, 0, 0), said), &[]);
+    assert_eq!(found.verdict, Verdict::Promote, "{}", found.explanation);
+    let start = "Promote: 40 of 100 answers preferred by the judge, of the champion's 10: +30.0 points";
+    assert!(found.explanation.starts_with(start), "{}", found.explanation);
+    assert_eq!(found.others.iter().map(|other| other.measure).collect::<Vec<_>>(), [Primary::Exact, Primary::Loss]);
+    let worse = judged(&preferred(&work(100, 0, 0, 0), |i| if i < 40 { Preference::Worse } else { Preference::Same }), &[]);
+    assert_eq!(worse.verdict.name(), "reject", "{}", worse.explanation);
+}
+
+#[test]
+fn a_judge_that_contradicts_itself_decides_nothing() {
+    let found = judged(&preferred(&work(100, 0, 0, 0), |_| Preference::Unsure), &[]);
+    assert!(matches!(&found.verdict, Verdict::Inconclusive(r) if matches!(r[..], [Reason::NothingDiffers { .. }])));
+    assert!(found.explanation.contains("The judge prefers neither side's answer on any of the 100 items."), "{}", found.explanation);
+}
+
+#[test]
+fn a_judges_preference_promotes_nothing_that_says_the_expected_text_more_rarely() {
+    let like = |i: usize| if i < 50 { Preference::Better } else { Preference::Same };
+    let found = judged(&preferred(&work(100, 20, 0, 30), like), &[]);
+    assert!(matches!(found.verdict.reasons(), [Reason::TextSaysWorse { .. }]), "{}", found.explanation);
+    assert_eq!(found.verdict.name(), "inconclusive");
+    // One that was lost and one that was won is chance.
+    assert_eq!(judged(&preferred(&work(100, 20, 1, 1), like), &[]).verdict, Verdict::Promote);
+}
+
+#[test]
+fn a_verifier_stands_above_a_judge() {
+    let mut results = preferred(&work(100, 0, 0, 0), |i| if i < 60 { Preference::Worse } else { Preference::Same });
+    let verified = |result: &ItemResult, right: bool| {
+        let answer = result.answer.clone().map(|answer| Answer { verified: Some(right), ..answer });
+        ItemResult { answer, ..result.clone() }
+    };
+    let (ours, theirs) =
+        results.pairs().iter().enumerate().map(|(i, p)| (verified(p.candidate(), i < 50), verified(p.champion(), i < 20))).unzip();
+    results = Comparison::pair(ours, theirs).unwrap();
+    let found = judged(&results, &[]);
+    assert_eq!((found.primary.measure, found.verdict.name()), (Primary::Verified, "promote"), "{}", found.explanation);
+    assert_eq!(found.others[0].measure, Primary::Judged);
 }

@@ -5,16 +5,17 @@ mod served;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use serde_json::{Value, json};
 
 pub use self::in_process::{Answered, InProcess, Side};
 pub use self::served::{Answering, AtServer, Said, ServedSides};
-use crate::domain::{Comparison, ItemResult, Primary};
+use crate::domain::{Comparison, ItemResult, Preference, Primary};
 use crate::error::{Error, Result};
 use crate::evaluate::items::Items;
+use crate::evaluate::judge_model::{JudgeModel, Opinion};
 use crate::evaluate::report::{self, Report, Shown};
 use crate::evaluate::verdict::{Evidence, Judgement, Rules, Served, Suite, judge};
 use crate::evaluate::verifier::{Outcome, Verifier, VerifierItem};
@@ -34,6 +35,14 @@ pub trait Sides {
 
     /// What both stand on: the base, or the server.
     fn base(&self) -> Result<SideName>;
+
+    /// The candidate's architecture as GGUF calls it; empty where it cannot be told.
+    fn architecture(&self) -> Result<String>;
+
+    /// Whether the model with this manifest is one of the two.
+    fn is_one_of(&self, _digest: &str) -> bool {
+        false
+    }
 
     /// What else decides the answers, for the record: a JSON object.
     fn settings(&self) -> Value;
@@ -57,7 +66,7 @@ pub trait Sides {
 }
 
 /// On what to judge, and how.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct EvaluateRequest {
     pub role: String,
     /// The held-out work.
@@ -69,6 +78,8 @@ pub struct EvaluateRequest {
     /// Tokens of an answer at most; 0: only losses are compared.
     pub max_tokens: usize,
     pub verifier: Option<Verifier>,
+    /// A model that says whose answer is the better one.
+    pub judge: Option<JudgeModel>,
     pub rules: Rules,
     /// The folder that holds `.agent`.
     pub root: PathBuf,
@@ -104,6 +115,9 @@ pub fn evaluate(
         // Before minutes of generation, not after.
         verifier.probe()?;
     }
+    if let Some(judge) = &request.judge {
+        check_judge(judge, sides, request.max_tokens)?;
+    }
     let mut store = Store::open(&request.root)?;
     let load = |path: &Path| sides.load(path, request.group_by.as_deref());
     let work = load(&request.data)?;
@@ -112,7 +126,7 @@ pub fn evaluate(
         items.notes().iter().for_each(|n| note(n));
     }
 
-    let mut compare = |items: &Items, verifier: Option<&Verifier>| -> Result<Comparison> {
+    let mut compare = |items: &Items, verifier: Option<&Verifier>, judge: Option<&JudgeModel>| -> Result<Comparison> {
         let [mut candidate, mut champion] = sides.answer(items, request.max_tokens, stop, progress)?;
         let mut unjudged = Unjudged::new();
         if let Some(verifier) = verifier.filter(|_| request.max_tokens > 0) {
@@ -121,26 +135,29 @@ pub fn evaluate(
                 unjudged.append(&mut verify(verifier, items, results, stop)?);
             }
         }
+        if let Some(judge) = judge {
+            unjudged.append(&mut prefer(judge, items, [&mut candidate, &mut champion], stop, note, progress)?);
+        }
         if let Some((row, why)) = unjudged.values().min() {
             // What says nothing of one side's answer says nothing of the pair.
             for side in [&mut candidate, &mut champion] {
                 side.retain(|result| !unjudged.contains_key(&result.item));
             }
-            let told = format!("the verifier cannot judge row {row}: {why}");
+            let told = format!("row {row} cannot be judged: {why}");
             if candidate.is_empty() {
                 return Err(Error::data(
                     told + ", and no other row either",
-                    "run it by hand on an answer of yours (docs/verifier.md says in which folder it runs)",
+                    "run the verifier by hand on an answer of yours (docs/verifier.md says in which folder it runs), or name another judge",
                 ));
             }
             note(&format!("{} of {} items were left out: {told}", unjudged.len(), items.items.len()));
         }
         Comparison::pair(candidate, champion).map_err(|unpaired| Error::data(unpaired.to_string(), "report this"))
     };
-    let comparison = compare(&work, request.verifier.as_ref())?;
+    let comparison = compare(&work, request.verifier.as_ref(), request.judge.as_ref())?;
     let suites = suites
         .iter()
-        .map(|(name, items)| Ok(Suite { name: name.clone(), comparison: compare(items, None)? }))
+        .map(|(name, items)| Ok(Suite { name: name.clone(), comparison: compare(items, None, None)? }))
         .collect::<Result<Vec<_>>>()?;
 
     let [candidate, champion] = sides.served();
@@ -154,7 +171,7 @@ pub fn evaluate(
     let ([candidate, champion], base) = (sides.names(), sides.base()?);
     let mut settings = json!({
         "rules": request.rules, "maxTokens": request.max_tokens, "groupBy": request.group_by,
-        "verifier": request.verifier.as_ref().map(|v| &v.command),
+        "verifier": request.verifier.as_ref().map(|v| &v.command), "judge": request.judge.as_ref().map(JudgeModel::who),
     });
     if let (Some(all), Value::Object(own)) = (settings.as_object_mut(), sides.settings()) {
         all.extend(own);
@@ -195,7 +212,65 @@ fn suite_name(path: &Path) -> String {
     path.file_stem().map_or_else(|| "suite".to_owned(), |stem| stem.to_string_lossy().into_owned())
 }
 
-/// Items that a verifier could not judge: their row, and why.
+/// A judge that may not judge, or does not work, is found out before minutes of generation.
+fn check_judge(judge: &JudgeModel, sides: &dyn Sides, max_tokens: usize) -> Result<()> {
+    let who = judge.who();
+    if max_tokens == 0 {
+        return Err(Error::usage(
+            "a judge compares answers, and none are generated",
+            "leave --judge out, or raise --max-tokens",
+        ));
+    }
+    if sides.is_one_of(who.digest) {
+        return Err(Error::usage(
+            format!("{} is one of the two that are compared, and cannot judge itself", who.model),
+            "name another judge",
+        ));
+    }
+    judge.check_family(&sides.architecture()?)?;
+    judge.probe()
+}
+
+/// Asks the judge about every pair of answers, and tells how often it contradicted itself.
+fn prefer(
+    judge: &JudgeModel,
+    items: &Items,
+    [candidate, champion]: [&mut Vec<ItemResult>; 2],
+    stop: &AtomicBool,
+    note: &mut dyn FnMut(&str),
+    progress: &mut dyn FnMut(&str),
+) -> Result<Unjudged> {
+    let all = items.items.len();
+    let text = |result: &ItemResult| result.answer.as_ref().map(|answer| answer.text.clone()).unwrap_or_default();
+    let texts: Vec<[String; 2]> = candidate.iter().zip(champion.iter()).map(|(a, b)| [text(a), text(b)]).collect();
+    let pairs: Vec<_> = items.items.iter().zip(&texts).map(|(item, pair)| (item, pair.each_ref().map(String::as_str))).collect();
+    let opinions = judge.compare(&pairs, &mut |done| {
+        if stop.load(Ordering::Relaxed) {
+            return Err(Error::Interrupted { message: "nothing was recorded".to_owned() });
+        }
+        progress(&format!("the judge compares the answers: {done} of {all}"));
+        Ok(())
+    })?;
+    let unsure = opinions.iter().filter(|opinion| **opinion == Opinion::Said(Preference::Unsure)).count();
+    if unsure > 0 {
+        note(&format!(
+            "on {unsure} of {all} items the judge preferred whichever answer stood first, or second: they count for neither"
+        ));
+    }
+    let mut unjudged = Unjudged::new();
+    for ((item, opinion), (a, b)) in items.items.iter().zip(opinions).zip(candidate.iter_mut().zip(champion.iter_mut())) {
+        match (opinion, &mut a.answer, &mut b.answer) {
+            (Opinion::Said(said), Some(a), Some(b)) => (a.judged, b.judged) = (Some(said), Some(said.turned())),
+            (Opinion::Nothing(said), ..) => {
+                unjudged.insert(item.id.clone(), (item.row, format!("the judge gave no verdict: it said {said:?}")));
+            }
+            (Opinion::Said(_), ..) => (),
+        }
+    }
+    Ok(unjudged)
+}
+
+/// Items that could not be judged: their row, and why.
 type Unjudged = BTreeMap<String, (usize, String)>;
 
 /// Asks the verifier about every answer. Where it does not work, that says nothing of the answer.
@@ -217,7 +292,7 @@ fn verify(verifier: &Verifier, items: &Items, results: &mut [ItemResult], stop: 
             (Outcome::Broken { why, output }, _) => {
                 let said = output.trim();
                 let said = if said.is_empty() { String::new() } else { format!("; it said: {said}") };
-                unjudged.insert(item.id.clone(), (item.row, format!("{why}{said}")));
+                unjudged.insert(item.id.clone(), (item.row, format!("the verifier: {why}{said}")));
             }
             (outcome, Some(answer)) => answer.verified = Some(outcome.passed()),
             (_, None) => (),

@@ -84,6 +84,10 @@ impl Sides for InProcess<'_> {
         Ok(SideName { name: self.base.name.clone(), digest: self.base.digest()? })
     }
 
+    fn architecture(&self) -> Result<String> {
+        Ok(self.base.decoder.config.architecture.name().to_owned())
+    }
+
     fn settings(&self) -> Value {
         json!({ "maxLength": self.max_length(), "template": self.template.name, "system": self.reading.system })
     }

@@ -13,6 +13,7 @@ use crate::domain::{ItemResult, Message};
 use crate::error::{Error, Result};
 use crate::evaluate::items::{Item, Items};
 use crate::evaluate::verdict::Served;
+use crate::formats::gguf::Gguf;
 use crate::runtime::ollama::{Ollama, Options, Probe};
 use crate::runtime::{ModelName, Registry, Tag};
 use crate::store::Store;
@@ -24,6 +25,9 @@ const TURN: usize = 8;
 pub trait Answering: Registry {
     /// Its kind and version, for the record: `ollama 0.34.1`.
     fn version(&self) -> Result<String>;
+
+    /// The architecture of the model of a name, as GGUF calls it; empty where it cannot be told.
+    fn architecture(&self, name: &str) -> Result<String>;
 
     /// What the model of a name says to an item, greedily.
     fn ask(&self, name: &str, item: &Item, max_tokens: usize) -> Result<Said>;
@@ -134,6 +138,14 @@ impl Sides for AtServer<'_> {
         Ok(SideName { name: self.server.id(), digest: self.version.clone() })
     }
 
+    fn architecture(&self) -> Result<String> {
+        self.server.architecture(&self.players[0].served)
+    }
+
+    fn is_one_of(&self, digest: &str) -> bool {
+        self.players.iter().any(|player| player.manifest == digest)
+    }
+
     fn settings(&self) -> Value {
         json!({ "served": { "server": self.version, "candidate": self.players[0].served, "champion": self.players[1].served } })
     }
@@ -200,6 +212,10 @@ impl Answering for Ollama {
         Ok(format!("ollama {}", Self::version(self)?))
     }
 
+    fn architecture(&self, name: &str) -> Result<String> {
+        Ok(self.show(name)?.and_then(|shown| shown.architecture().map(str::to_owned)).unwrap_or_default())
+    }
+
     fn ask(&self, name: &str, item: &Item, max_tokens: usize) -> Result<Said> {
         let probe = Probe { messages: &item.messages, tools: item.tools.as_ref() };
         let answer = self.chat(name, probe, &Options::greedy(max_tokens), 0)?;
@@ -221,6 +237,11 @@ impl Answering for Ollama {
 impl Answering for LlamaServer {
     fn version(&self) -> Result<String> {
         Ok(format!("llama-server at {}", self.llama().address()))
+    }
+
+    fn architecture(&self, name: &str) -> Result<String> {
+        let (manifest, _) = self.running(name)?;
+        Ok(Gguf::open(&manifest.base.path)?.get_str("general.architecture")?.unwrap_or_default().to_owned())
     }
 
     fn ask(&self, name: &str, item: &Item, max_tokens: usize) -> Result<Said> {

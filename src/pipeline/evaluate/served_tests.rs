@@ -67,6 +67,7 @@ fn judged(candidate: Like) -> (Evaluated, Scripted) {
         group_by: None,
         max_tokens: 16,
         verifier: None,
+        judge: None,
         rules: Rules::default(),
         root: scratch.path().to_owned(),
         report: None,

@@ -145,6 +145,16 @@ impl Ollama {
         self.answer(&format!("answer as {model}"), "/api/chat", &body)
     }
 
+    /// `chat` whose answer is JSON as `schema` wants it; a model that can think does not.
+    pub fn chat_as(&self, model: &str, probe: Probe, options: &Options, schema: &Value, can_think: bool) -> Result<Answer> {
+        let mut body = chat_body(model, probe, options)?;
+        body["format"] = schema.clone();
+        if can_think {
+            body["think"] = json!(false);
+        }
+        self.answer(&format!("answer as {model}"), "/api/chat", &body)
+    }
+
     /// The prompt that the model would get; `None` where this Ollama cannot tell.
     pub fn render_only(&self, model: &str, probe: Probe) -> Result<Option<String>> {
         // An Ollama that does not know the flag answers: with one token, so that little is lost.

@@ -42,6 +42,11 @@ pub enum ParameterValue {
 }
 
 impl Shown {
+    /// `llama`, `qwen2`, ...: what the file says of itself.
+    pub fn architecture(&self) -> Option<&str> {
+        self.model_info.get("general.architecture").and_then(Value::as_str)
+    }
+
     /// The digests of the GGUF files that are served: the model first, then projectors.
     pub fn model_blobs(&self) -> Vec<String> {
         self.blobs("FROM ")
