@@ -138,7 +138,7 @@ fn a_real_judge_model_is_asked_in_both_orders_and_may_not_be_kin() {
 
         let adapter = common::adapter_that_answers(scratch.path(), "wwww");
         let candidate = adapter.to_str().unwrap();
-        let wanted = place.rows("held_out.jsonl", &requests(6, Split::HeldOut, 2), "wwww");
+        let wanted = place.rows("held_out.jsonl", &requests(4, Split::HeldOut, 2), "wwww");
         let args = ["evaluate", "--base", "demo", "--candidate", candidate, "--data", &wanted, "--max-tokens", "6", "--json"];
         let run = |more: &[&str]| place.run(&[&args, more].concat());
         says(&refusal(2, &run(&["--judge", "smollm2"]), "kin"), &["own family (llama)", "--judge-same-family"]);
@@ -148,14 +148,14 @@ fn a_real_judge_model_is_asked_in_both_orders_and_may_not_be_kin() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let found: Value = serde_json::from_slice(&output.stdout).unwrap();
         let primary = &found["judgement"]["primary"];
-        assert_eq!((&primary["measure"], &primary["items"]), (&json!("judged"), &json!(6)), "{found}");
+        assert_eq!((&primary["measure"], &primary["items"]), (&json!("judged"), &json!(4)), "{found}");
         // Each side's share is what the judge said twice; what it contradicted is told and counts for neither.
-        let preferred = (primary["candidate"].as_f64().unwrap() + primary["champion"].as_f64().unwrap()) * 6.0;
+        let preferred = (primary["candidate"].as_f64().unwrap() + primary["champion"].as_f64().unwrap()) * 4.0;
         let told = String::from_utf8_lossy(&output.stderr).into_owned();
         let unsure = told.split_once("note: on ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok()).unwrap_or(0);
-        assert!(preferred.round() as usize + unsure <= 6, "{preferred} {told}");
+        assert!(preferred.round() as usize + unsure <= 4, "{preferred} {told}");
         let store = Store::open(&scratch.path().join("root")).unwrap();
-        assert_eq!(store.evaluation_items(found["id"].as_i64().unwrap()).unwrap(), 6);
+        assert_eq!(store.evaluation_items(found["id"].as_i64().unwrap()).unwrap(), 4);
         eprintln!("{kind:?}: {}", found["judgement"]["explanation"]);
     }
 }

@@ -12,7 +12,7 @@ use std::path::Path;
 use common::{refusal, says};
 use ollama_peer::{BOTH, Peer};
 use retune::store::Store;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const MODEL: &str = "my-coder-tuned-coder";
 
@@ -37,8 +37,18 @@ fn versions_are_promoted_rolled_back_and_told_on_both() {
         says(&peer.retune_ok(&root, &["promote", "v2", "--reason", "better"]), &["latest names", "v2 now (it was", "v1)"]);
         says(&peer.heard(MODEL), &["ww"]);
         says(&peer.retune_ok(&root, &["promote", "2"]), &["already"]);
+        // Whom the settings name is told of a roll-back; one who cannot be told changes nothing about it.
+        let told = scratch.path().join("told.json");
+        let alerts = json!({"webhook": "http://127.0.0.1:1/secret", "command": format!("cat > '{}'", told.display())});
+        fs::write(root.join(".agent/learning-config.json"), json!({ "alerts": alerts }).to_string()).unwrap();
         let back: Value = serde_json::from_str(&peer.retune_ok(&root, &["rollback", "--json", "--reason", "worse"])).unwrap();
         assert_eq!((&back["kind"], &back["to"]["name"]), (&"rollback".into(), &format!("{MODEL}:v1").into()));
+        let alert: Value = serde_json::from_str(&fs::read_to_string(&told).unwrap()).unwrap();
+        assert_eq!(
+            (&alert["event"], &alert["details"]["reason"], &alert["details"]["to"]["name"]),
+            (&"rollback".into(), &"worse".into(), &back["to"]["name"])
+        );
+        fs::remove_file(root.join(".agent/learning-config.json")).unwrap();
         says(&peer.heard(MODEL), &["zz"]);
         says(&refusal(2, &peer.retune(&root, &[], &["rollback"]), "beyond the first"), &["nothing served before", ":v1"]);
         says(&refusal(2, &peer.retune(&root, &[], &["promote", "v9"]), "no such version"), &["has no", ":v9", "v1, v2"]);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::progress;
 use crate::base::Base;
+use crate::config::Config;
 use crate::deploy::llama_server::LlamaServer;
 use crate::error::{Error, Result};
 use crate::formats::rows::Wanted;
@@ -55,6 +56,18 @@ impl BaseArgs {
             long: length.long.into(),
         })
     }
+}
+
+/// The settings of a project; what a user should know of them is told.
+pub fn config_in(root: &Path) -> Result<Config> {
+    let loaded = Config::load(root)?;
+    loaded.warnings.iter().for_each(|warning| eprintln!("note: {}: {warning}", Config::path_in(root).display()));
+    Ok(loaded.config)
+}
+
+/// The beginning of the names of a project's models.
+pub fn prefix_in(root: &Path, given: Option<&str>) -> Result<String> {
+    given.map_or_else(|| Ok(config_in(root)?.auto_deploy.model_name_prefix), |given| Ok(given.to_owned()))
 }
 
 /// What serves the models.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::args::{Runtime, llama_server, open_base};
+use super::args::{Runtime, config_in, llama_server, open_base};
 use super::{Ended, print_json};
 use crate::deploy::{Parameters, Promote, Report, Verdict};
 use crate::error::{Error, Result};
@@ -37,9 +37,9 @@ pub struct Args {
     /// What the model is for; the end of its name
     #[arg(long, default_value = "coder")]
     role: String,
-    /// The beginning of its name
-    #[arg(long, default_value = "my-coder-tuned")]
-    name_prefix: String,
+    /// The beginning of its name [default: my-coder-tuned, or what learning-config.json says]
+    #[arg(long)]
+    name_prefix: Option<String>,
     /// What is to serve it
     #[arg(long, value_enum, default_value = "ollama")]
     runtime: Runtime,
@@ -58,12 +58,15 @@ pub struct Args {
     /// Move the alias :latest to the new version: yes, no, or if there is none yet
     #[arg(long, value_enum, default_value = "if-first", num_args = 0..=1, default_missing_value = "yes")]
     promote: PromoteArg,
-    #[arg(long, default_value_t = 0.2)]
-    temperature: f64,
-    #[arg(long, default_value_t = 0.9)]
-    top_p: f64,
-    #[arg(long, default_value_t = 40)]
-    top_k: u32,
+    /// [default: 0.2, or what learning-config.json says]
+    #[arg(long)]
+    temperature: Option<f64>,
+    /// [default: 0.9, or what learning-config.json says]
+    #[arg(long)]
+    top_p: Option<f64>,
+    /// [default: 40, or what learning-config.json says]
+    #[arg(long)]
+    top_k: Option<u32>,
     /// Tokens of context [default: the server's]
     #[arg(long)]
     num_ctx: Option<u32>,
@@ -87,6 +90,7 @@ enum PromoteArg {
 }
 
 pub fn run(args: &Args) -> Result<Ended> {
+    let config = config_in(&args.root)?.auto_deploy;
     let memory = RunMemory::beside(&args.adapter)?;
     let name = args.base.as_deref().or(memory.base()).ok_or_else(|| {
         Error::usage(format!("nothing says which base {} belongs to", args.adapter.display()), "give it with --base")
@@ -103,7 +107,7 @@ pub fn run(args: &Args) -> Result<Ended> {
         adapter: args.adapter.clone(),
         system,
         data: args.data.clone().or_else(|| memory.data()),
-        prefix: args.name_prefix.clone(),
+        prefix: args.name_prefix.clone().unwrap_or_else(|| config.model_name_prefix.clone()),
         role: args.role.clone(),
         mode: match args.mode {
             ModeArg::Auto => Mode::Auto,
@@ -118,9 +122,9 @@ pub fn run(args: &Args) -> Result<Ended> {
             PromoteArg::IfFirst => Promote::IfFirst,
         },
         parameters: Parameters {
-            temperature: args.temperature,
-            top_p: args.top_p,
-            top_k: args.top_k,
+            temperature: args.temperature.unwrap_or(config.temperature),
+            top_p: args.top_p.unwrap_or(config.top_p),
+            top_k: args.top_k.unwrap_or(config.top_k),
             num_ctx: args.num_ctx,
             ..Parameters::default()
         },

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use super::args::{BaseArgs, LengthArgs, Runtime};
+use super::args::{BaseArgs, LengthArgs, Runtime, prefix_in};
 use super::print_json;
 use crate::domain::Verdict;
 use crate::error::{Error, Result};
@@ -82,9 +82,9 @@ pub struct Args {
     /// What the model is for
     #[arg(long, default_value = "coder")]
     role: String,
-    /// The beginning of the model's name, with --served
-    #[arg(long, default_value = "my-coder-tuned")]
-    name_prefix: String,
+    /// The beginning of the model's name, with --served [default: my-coder-tuned, or what learning-config.json says]
+    #[arg(long)]
+    name_prefix: Option<String>,
     /// The folder that holds .agent
     #[arg(long, env = "RETUNE_ROOT", default_value = ".")]
     root: PathBuf,
@@ -142,7 +142,7 @@ pub fn run(args: &Args) -> Result<()> {
         _ if args.served => {
             let text = |path: &PathBuf| path.to_string_lossy().into_owned();
             let sides = ServedSides {
-                prefix: args.name_prefix.clone(),
+                prefix: prefix_in(&args.root, args.name_prefix.as_deref())?,
                 role: args.role.clone(),
                 candidate: text(&args.candidate),
                 champion: args.champion.as_ref().map(text),

@@ -11,6 +11,7 @@ mod convert;
 mod demo;
 mod deploy;
 mod doctor;
+mod env_file;
 mod evaluate;
 mod generate;
 mod loss;
@@ -80,6 +81,9 @@ pub enum Ended {
 /// Runs the process's command line.
 pub fn main() -> ExitCode {
     set_signals();
+    if let Err(error) = env_file::load(std::env::args_os()) {
+        return failed(&error);
+    }
     let cli = Cli::parse();
     let result = match &cli.command {
         Command::Demo(args) => demo::run(args).map(|()| Ended::Done),
@@ -105,14 +109,17 @@ pub fn main() -> ExitCode {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::WithoutServer) => ExitCode::from(3),
         Ok(Ended::WithProblems) => ExitCode::FAILURE,
-        Err(error) => {
-            eprintln!("error: {error}");
-            if let Some(hint) = error.hint() {
-                eprintln!("  next: {hint}");
-            }
-            ExitCode::from(error.exit_code() as u8)
-        }
+        Err(error) => failed(&error),
     }
+}
+
+/// Tells an error as a user reads it, with the next step.
+fn failed(error: &Error) -> ExitCode {
+    eprintln!("error: {error}");
+    if let Some(hint) = error.hint() {
+        eprintln!("  next: {hint}");
+    }
+    ExitCode::from(error.exit_code() as u8)
 }
 
 /// `retune loss ... | head` ends quietly, as other tools do; a file that grows beyond a limit (`ulimit -f`) is an error that

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::args::Runtime;
+use super::args::{Runtime, config_in, prefix_in};
 use super::print_json;
 use crate::deploy::llama_server::LlamaServer;
 use crate::error::{Error, Result};
@@ -17,9 +17,9 @@ pub struct RoleArgs {
     /// What the model is for; the end of its name
     #[arg(long, default_value = "coder")]
     pub role: String,
-    /// The beginning of its name
-    #[arg(long, default_value = "my-coder-tuned")]
-    pub name_prefix: String,
+    /// The beginning of its name [default: my-coder-tuned, or what learning-config.json says]
+    #[arg(long)]
+    name_prefix: Option<String>,
     /// What serves it
     #[arg(long, value_enum, default_value = "ollama")]
     pub runtime: Runtime,
@@ -34,12 +34,16 @@ impl RoleArgs {
         store_in(&self.root).map(drop)
     }
 
+    pub fn prefix(&self) -> Result<String> {
+        prefix_in(&self.root, self.name_prefix.as_deref())
+    }
+
     /// Takes the alias and runs `act` on it.
     fn with_champion(&self, act: impl FnOnce(&mut Champion, &mut dyn FnMut(&str)) -> Result<Moved>) -> Result<Moved> {
         self.is_begun()?;
         let registry = self.runtime.registry(&self.root)?;
         let mut note = |text: &str| eprintln!("note: {text}");
-        act(&mut Champion::open(&*registry, &self.root, &self.name_prefix, &self.role, &mut note)?, &mut note)
+        act(&mut Champion::open(&*registry, &self.root, &self.prefix()?, &self.role, &mut note)?, &mut note)
     }
 }
 
@@ -73,7 +77,8 @@ pub fn run(args: &Args) -> Result<()> {
 
 /// Let what served before serve again.
 ///
-/// A second rollback goes further back. Every version stays; `retune promote` brings one back.
+/// A second rollback goes further back. Every version stays; `retune promote` brings one back. Whom alerts of learning-config.json
+/// name is told.
 #[derive(clap::Args)]
 pub struct RollbackArgs {
     /// The version to go back to [default: what served before]
@@ -90,7 +95,12 @@ pub struct RollbackArgs {
 }
 
 pub fn run_rollback(args: &RollbackArgs) -> Result<()> {
-    show(&args.role.with_champion(|champion, _| champion.roll_back(args.to.as_deref(), &args.reason))?, args.json)
+    let config = config_in(&args.role.root)?;
+    let moved = args.role.with_champion(|champion, _| champion.roll_back(args.to.as_deref(), &args.reason))?;
+    for failure in moved.alert(&config.alerts, &args.reason) {
+        eprintln!("note: it was rolled back, but {failure}");
+    }
+    show(&moved, args.json)
 }
 
 fn show(moved: &Moved, json: bool) -> Result<()> {

@@ -33,7 +33,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     args.role.is_begun()?;
     let request = PruneRequest {
-        prefix: args.role.name_prefix.clone(),
+        prefix: args.role.prefix()?,
         role: args.role.role.clone(),
         root: args.role.root.clone(),
         keep: args.keep,
@@ -87,9 +87,9 @@ pub struct PinArgs {
 }
 
 pub fn run_pin(args: &PinArgs) -> Result<()> {
-    let RoleArgs { role, name_prefix, root, .. } = &args.role;
+    let RoleArgs { role, root, .. } = &args.role;
     args.role.is_begun()?;
-    let pin = pin(&ollama(&args.role)?, root, (name_prefix, role), &args.version, args.undo, &mut note)?;
+    let pin = pin(&ollama(&args.role)?, root, (&args.role.prefix()?, role), &args.version, args.undo, &mut note)?;
     if args.json {
         return print_json(&pin);
     }
@@ -124,7 +124,7 @@ pub fn run_rebuild(args: &RebuildArgs) -> Result<()> {
     args.role.is_begun()?;
     let request = RebuildRequest {
         version: args.version.clone(),
-        prefix: args.role.name_prefix.clone(),
+        prefix: args.role.prefix()?,
         role: args.role.role.clone(),
         root: args.role.root.clone(),
         promote: args.promote,

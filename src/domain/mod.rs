@@ -7,5 +7,6 @@ mod verdict;
 pub use example::{Example, Message, Tokens};
 pub use run::RunResult;
 pub use verdict::{
-    Answer, Comparison, Estimate, Guard, Guarded, Interval, ItemResult, Paired, Preference, Primary, Reason, Standing, Unpaired, Verdict,
+    Answer, Comparison, Estimate, Guard, Guarded, Interval, ItemResult, Paired, Preference, Primary, Reason, Standing, Unpaired,
+    Verdict,
 };

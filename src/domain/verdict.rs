@@ -342,7 +342,9 @@ pub enum Reason {
         needed: usize,
     },
     /// The judge prefers it, and it gives the expected answer more rarely: a judge model is the weaker witness.
-    TextSaysWorse { interval: Interval },
+    TextSaysWorse {
+        interval: Interval,
+    },
     /// The interval lies on one side of 0 but cannot be trusted there: a few groups differ far more than the others, on the other side.
     Skewed {
         skewness: f64,

@@ -296,7 +296,11 @@ fn where_a_judge_was_asked_its_preference_decides_and_the_text_stands_beside_it(
 fn a_judge_that_contradicts_itself_decides_nothing() {
     let found = judged(&preferred(&work(100, 0, 0, 0), |_| Preference::Unsure), &[]);
     assert!(matches!(&found.verdict, Verdict::Inconclusive(r) if matches!(r[..], [Reason::NothingDiffers { .. }])));
-    assert!(found.explanation.contains("The judge prefers neither side's answer on any of the 100 items."), "{}", found.explanation);
+    assert!(
+        found.explanation.contains("The judge prefers neither side's answer on any of the 100 items."),
+        "{}",
+        found.explanation
+    );
 }
 
 #[test]
@@ -316,8 +320,12 @@ fn a_verifier_stands_above_a_judge() {
         let answer = result.answer.clone().map(|answer| Answer { verified: Some(right), ..answer });
         ItemResult { answer, ..result.clone() }
     };
-    let (ours, theirs) =
-        results.pairs().iter().enumerate().map(|(i, p)| (verified(p.candidate(), i < 50), verified(p.champion(), i < 20))).unzip();
+    let (ours, theirs) = results
+        .pairs()
+        .iter()
+        .enumerate()
+        .map(|(i, p)| (verified(p.candidate(), i < 50), verified(p.champion(), i < 20)))
+        .unzip();
     results = Comparison::pair(ours, theirs).unwrap();
     let found = judged(&results, &[]);
     assert_eq!((found.primary.measure, found.verdict.name()), (Primary::Verified, "promote"), "{}", found.explanation);

@@ -4,9 +4,12 @@
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::json;
 
+use crate::config::Alerts;
 use crate::deploy;
 use crate::error::{Error, Result};
+use crate::runtime::alert::{self, Alert};
 use crate::runtime::{ModelName, Registry};
 use crate::store::{AliasMove, End, Evaluation, MoveKind, NewMove, Store};
 
@@ -37,6 +40,18 @@ pub struct Moved {
     pub to: Named,
     /// It was so before.
     pub already: bool,
+}
+
+impl Moved {
+    /// Tells whom `alerts` names of a roll-back. Gives what could not be told; the roll-back stands all the same.
+    pub fn alert(&self, alerts: &Alerts, reason: &str) -> Vec<String> {
+        let Some(from) = self.from.as_ref().filter(|_| self.kind == MoveKind::Rollback && !self.already) else {
+            return Vec::new();
+        };
+        let text = format!("{}: {} was rolled back, {} serves again ({reason})", self.alias, from.name, self.to.name);
+        let details = json!({ "alias": self.alias, "from": from, "to": self.to, "reason": reason });
+        alert::send(alerts, &Alert { event: "rollback", text, details })
+    }
 }
 
 impl<'a> Champion<'a> {

@@ -216,10 +216,7 @@ fn suite_name(path: &Path) -> String {
 fn check_judge(judge: &JudgeModel, sides: &dyn Sides, max_tokens: usize) -> Result<()> {
     let who = judge.who();
     if max_tokens == 0 {
-        return Err(Error::usage(
-            "a judge compares answers, and none are generated",
-            "leave --judge out, or raise --max-tokens",
-        ));
+        return Err(Error::usage("a judge compares answers, and none are generated", "leave --judge out, or raise --max-tokens"));
     }
     if sides.is_one_of(who.digest) {
         return Err(Error::usage(

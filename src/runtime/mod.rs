@@ -1,6 +1,7 @@
 //! Clients of what serves models, and of the hub that they come from.
 
 mod address;
+pub mod alert;
 mod http;
 pub mod hub;
 pub mod llama_server;
