@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Message;
+
 /// How well a run went, as far as it was observed. Nothing is required; what is `None` was not looked at.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -36,4 +38,153 @@ pub struct RunResult {
     /// Tries until it was done.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iterations: Option<u64>,
+}
+
+/// Who says how well it went. A stronger witness stands first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Evidence {
+    /// It was executed: compilers, linters and tests said so.
+    #[default]
+    Executed,
+    /// Another model judged it.
+    Judge,
+    /// The model that wrote it says so: no evidence, never trained on.
+    SelfReported,
+}
+
+/// Who wrote an output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceKind {
+    #[default]
+    Model,
+    Person,
+    Dataset,
+}
+
+/// Which model, person or data set wrote an output, and under which terms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Source {
+    pub name: String,
+    #[serde(default)]
+    pub kind: SourceKind,
+    /// A licence or whose terms of use: `Apache-2.0`, `OpenAI terms of use`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub terms: Option<String>,
+    /// Whether its terms allow to train on it; where nothing is said, `may_train` guesses on the safe side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub training: Option<bool>,
+}
+
+impl Source {
+    /// Whether a model may be trained on what it wrote: as `training` says, else not where name or terms are of a service that is
+    /// known to forbid training competing models.
+    pub fn may_train(&self) -> bool {
+        const FORBIDDING: [&str; 9] = ["openai", "gpt-4", "gpt-5", "chatgpt", "anthropic", "claude", "gemini", "o1-", "o3-"];
+        let said = format!("{} {}", self.name, self.terms.as_deref().unwrap_or_default()).to_lowercase();
+        // gpt-oss is open under Apache-2.0.
+        self.training.unwrap_or_else(|| said.contains("gpt-oss") || !FORBIDDING.iter().any(|service| said.contains(service)))
+    }
+}
+
+/// How hard a task is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Difficulty {
+    Easy,
+    Medium,
+    Hard,
+}
+
+impl Difficulty {
+    pub const ALL: [Self; 3] = [Self::Easy, Self::Medium, Self::Hard];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Easy => "easy",
+            Self::Medium => "medium",
+            Self::Hard => "hard",
+        }
+    }
+}
+
+/// What is recorded of a run, as JSON has it. All but the role may be missing.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct NewRun {
+    /// The client's own: what is recorded twice under one counts once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// When it was, RFC 3339 [default: now].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub at: Option<String>,
+    /// coder, fixer, judge, or any other name.
+    pub role: String,
+    /// What names the work: runs of one task are one group, which is trained on or held out as a whole.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub task: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_variant: Option<String>,
+    /// What was asked, where it is one text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// The text that stood before it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// What was asked as a conversation, in place of `prompt` and `system`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub messages: Option<Vec<Message>>,
+    /// Tools that the conversation could call.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tools: Option<serde_json::Value>,
+    /// The answer; where the conversation ends with it, it may be left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+    pub result: RunResult,
+    pub evidence: Evidence,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost_tokens: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub difficulty: Option<Difficulty>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action_type: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Of the choice that picked prompt and model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choice_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
+}
+
+/// A run that may become an example, as curation sees it: everything but its texts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Candidate {
+    /// The run's number in the store.
+    pub run: i64,
+    /// Digest of the task, or of what was asked.
+    pub group: String,
+    /// `None`: nothing was observed.
+    pub reward: Option<f64>,
+    /// 0 to 1: how much of the reward's weights was observed.
+    pub observed_weight: f64,
+    pub evidence: Evidence,
+    /// The mean of the users' last votes, 0 to 1.
+    pub vote: Option<f64>,
+    /// Written by a named source to be learnt from, or edited by a person: good without a reward.
+    pub demonstration: bool,
+    /// Its source's terms allow it.
+    pub may_train: bool,
+    /// What a person said who reviewed it: take it, or leave it out.
+    pub review: Option<bool>,
+    /// Milliseconds since 1970.
+    pub at_ms: i64,
 }
