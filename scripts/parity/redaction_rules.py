@@ -29,6 +29,7 @@ ELSEWHERE = {
     "private-key": "secrets.rs: also keys that were cut off",
     "gcp-service-account": "its private key and its e-mail are found by themselves",
     "jwt": "secrets.rs",
+    "hashicorp-tf-password": "secrets.rs: named secrets; upstream looks at files of Terraform only",
     "generic-username": "names no secret",
     "pkcs12-file": "looks at file names only",
 }
@@ -41,6 +42,10 @@ STRING = re.compile(r'`([^`]*)`|("(?:[^"\\]|\\.)*")')
 LIST = r'\[((?:\s|,|`[^`]*`|"(?:[^"\\]|\\.)*")*)\]'
 MATCHES = re.compile(r'(!?)matchesAny\((finding|attributes)\["(\w+)"\], ' + LIST + r'\)')
 CONTAINS = re.compile(r'containsAny\(finding\["secret"\], ' + LIST + r'\)')
+
+# How most rules end: a quote, a space or a semicolon. In a sentence or a list a key ends with other signs, too.
+END = r"""(?:\\?['"\x60]|[\s;]|\\[nr]|$)"""
+END_IN_PROSE = r"""(?:\\?['"\x60]|[\s;,)\]}<>&!?|*]|[.:](?:[\s'"\x60)]|$)|\\[nr]|$)"""
 
 
 def for_rust(pattern):
@@ -126,7 +131,7 @@ def main():
         if rule.get("skipReport") and PUBLIC.search(rule["id"]):
             public.append(rule["id"])
             continue
-        kept = {"id": rule["id"], "regex": for_rust(rule["regex"]), "keywords": rule["keywords"]}
+        kept = {"id": rule["id"], "regex": for_rust(rule["regex"].replace(END, END_IN_PROSE)), "keywords": rule["keywords"]}
         if "valueGroup" in rule:
             kept["group"] = rule["valueGroup"]
         rules.append(kept | conditions(rule))
@@ -137,11 +142,12 @@ def main():
         "revision": revision, "sha256": hashlib.sha256(toml.encode()).hexdigest(), "carried_by": crate.name.removesuffix(".crate"),
         "rules_upstream": len(config["rules"]), "elsewhere": ELSEWHERE, "public_parts": public,
     }
+    ends = sum(END_IN_PROSE in rule["regex"] for rule in rules)
     lines = ",\n".join(json.dumps(rule, ensure_ascii=False) for rule in rules)
     (OUT / "betterleaks.json").write_text(
         "{\n" + f'"source": {json.dumps(head, indent=1)},\n"allowed": {json.dumps(allowed, indent=1)},\n"rules": [\n{lines}\n]\n' + "}\n")
     (OUT / "LICENSE.betterleaks").write_text(licence)
-    print(f"{len(rules)} of {len(config['rules'])} rules; {len(ELSEWHERE)} elsewhere, {len(public)} public parts")
+    print(f"{len(rules)} of {len(config['rules'])} rules; {len(ELSEWHERE)} elsewhere, {len(public)} public parts; {ends} ends widened")
 
 
 if __name__ == "__main__":

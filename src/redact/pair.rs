@@ -202,7 +202,7 @@ fn masked<'t>(text: &'t str, there: &[Placeholder]) -> Cow<'t, str> {
     let (mut masked, mut at) = (String::with_capacity(text.len()), 0);
     for Placeholder { range, .. } in there {
         masked.push_str(&text[at..range.start]);
-        masked.extend(std::iter::once('<').chain(std::iter::repeat_n('\u{1}', range.len() - 2)).chain(std::iter::once('>')));
+        masked.extend(std::iter::once('<').chain(std::iter::repeat_n('~', range.len() - 2)).chain(std::iter::once('>')));
         at = range.end;
     }
     masked.push_str(&text[at..]);

@@ -11,7 +11,7 @@ static IPV4: Pattern = Pattern::new(r"(?:\d{1,3}\.){3}\d{1,3}");
 static IPV6: Pattern = Pattern::new(r"(?i)(?:[23][0-9a-f]{3}|f[cd][0-9a-f]{2}|fe[89ab][0-9a-f]|64:ff9b|::ffff)(?::[0-9a-f]{0,4}){1,7}(?:(?:\.\d{1,3}){3})?");
 /// What says that four numbers are a version or a chapter. Looked for right before them.
 static NUMBERED: Pattern = Pattern::new(
-    r#"(?i)(?:\b(?:version|ver|release|rev|revision|build|section|chapter|clause|figure|table|tag)s?["']?[ :=]{0,3}["']?v?|\bv\.? ?|[=~><!^]=? ?|@|-)\z"#,
+    r#"(?i)(?:\b(?:version|ver|release|rev|revision|build|section|chapter|clause|figure|table|tag)s?["']?[ :=]{0,3}["']?v?|\bv\.? ?|[=~><!^]= ?|[a-z]-)\z"#,
 );
 
 /// Top-level domains that a dotted name in code (`weight@self.data`) is not taken for an address without.

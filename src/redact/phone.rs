@@ -22,10 +22,10 @@ static TRUNK: Pattern =
 /// Any number behind a telling word.
 static TOLD: Pattern = Pattern::new(concat!(
     r"(?i)\b(?:tele)?(?:phone|phon|fon|fono)s?\b|\b(?:tel|mobile|cell|cellular|handy|fax|whatsapp|signal|sms|dial|hotline|pager|celular|",
-    r"portable|call(?: me| us| him| her| them)?|text me|ring|reach (?:me|us)|(?:phone|mobile|contact)[_ -]?(?:no|num|number|nr))\b"
+    r"call(?: me| us| him| her| them)?|text me|ring|reach (?:me|us)|(?:phone|mobile|contact)[_ -]?(?:no|num|number|nr))\b"
 ));
 static NUMBER: Pattern = Pattern::new(
-    r#"(?i)\A(?:[ _-]?(?:no|num|number|nr|line))?\b[^\d\n+(]{0,20}?((?:\+ ?)?(?:\(\+?\d{1,5}\)|\d{1,5})(?:[ .\-/]{0,3}(?:\d{1,9}|\(\d{1,5}\))){1,8})"#,
+    r#"(?i)\A(?:[ _-]?(?:no|num|number|nr|line))?[^\d\n+($<*]{0,20}?((?:\+ ?)?(?:\(\+?\d[\d -]{0,6}\)|\d{1,5})(?:(?:[ .-]{0,3}|/)(?:\d{1,9}|\(\d{1,5}\))){1,8})"#,
 );
 
 /// Every phone number in a text.
@@ -162,13 +162,18 @@ fn is_national(number: &[u8]) -> bool {
     // 01 02 03 04 05 counts.
     let value = |group: &[u8]| group.iter().fold(0i64, |all, b| (all * 10 + i64::from(b - b'0')).min(1 << 40));
     let steps: Vec<i64> = groups.windows(2).map(|pair| value(pair[1]) - value(pair[0])).collect();
-    let counts = steps.len() > 1 && steps.iter().all(|step| *step == steps[0]);
-    (9..=11).contains(&n) && !counts && !is_date(number)
+    let counts = steps.len() > 1 && steps.iter().all(|step| *step == steps[0] && step.abs() <= 10);
+    (9..=12).contains(&n) && !counts && !is_date(number)
 }
 
 /// 2024-01-31, 31/01/2024, with or without a time behind.
 fn is_date(number: &[u8]) -> bool {
-    let lengths: Vec<usize> = groups(number).iter().map(|group| group.len()).collect();
-    matches!(lengths[..], [4, 2, 2, ..] | [2, 2, 4, ..] | [1, 2, 4, ..] | [2, 1, 4, ..] | [1, 1, 4, ..] | [4, 4] | [4, 1, 2] | [4, 1, 1])
-        && (lengths[0] != 4 || matches!(number, [b'1', b'9', ..] | [b'2', b'0', ..]))
+    let groups = groups(number);
+    let is_year = |group: &[u8]| group.len() == 4 && (group.starts_with(b"19") || group.starts_with(b"20"));
+    let is_day = |group: &[u8]| matches!(group, [b'0'..=b'3', b'0'..=b'9'] | [b'1'..=b'9']);
+    match groups[..] {
+        [first, second] => is_year(first) && is_year(second),
+        [first, second, third, ..] => (is_year(first) && is_day(second) && is_day(third)) || (is_day(first) && is_day(second) && is_year(third)),
+        _ => false,
+    }
 }

@@ -17,13 +17,15 @@ static JWT: Pattern = Pattern::new(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?
 
 static URL: Pattern = Pattern::new(r#"\b[A-Za-z][A-Za-z0-9+.-]{1,19}://[^\s/?#"'`]{1,512}@"#);
 
+/// What is read of a value without quotes to tell what it is; one that is longer then goes whole.
+const UNQUOTED_BYTES: usize = 256;
 /// `password: ..`, `"token": "..`, `API_KEY=..`, `--secret ..`, `<password>..`, `set_password("..`, `the password is ..`.
 static NAMED: Pattern = Pattern::new(concat!(
     r"(?i)(pass(?:word|wd|phrase|code)|pwd|secret|token|credential|",
     r"(?:api|app|access|account|auth|encryption|license|master|private|secret|service|shared|signing)[ _.-]?key)",
     r#"[\w.-]{0,32}(?:\\?["'`\]]){0,2}"#,
     r"(?:[ \t]{0,3}:[ \t]{0,3}&?[\w\[\]<>]{1,20}[ \t]{0,3}=|(?: [\w-]{1,20}){0,4} (?:is|was):?|[ \t]{0,8}(?:=>|:=|={1,3}|:|(,)|\(|->)|>|([ \t]))",
-    r#"[ \t]{0,8}(?:(?:\\?["'`])([^"'`\\\s]{8,512})\\?["'`]|([^\s"'`<>,;(){}\[\]\\]{8,512}))"#
+    r#"[ \t]{0,8}(?:(?:\\?["'`])([^\x00-\x20"'`\\]{8,})(?:\\?["'`]|[\r\n]|\z)|([^\x00-\x20"'`<>,;(){}\[\]\\]{8,256}))"#
 ));
 static BEARER: Pattern =
     Pattern::new(r"(?i)\b(?:authorization\W{1,6}(?:bearer|basic|token|apikey)?|bearer|basic)[ \t]+([A-Za-z0-9+/=_.~-]{12,2048})");
@@ -105,14 +107,17 @@ fn named(text: &[u8], hits: &mut Vec<Hit>) -> Result<()> {
             continue;
         }
         let mut range = value.range();
+        let is_cut = !quoted && range.len() == UNQUOTED_BYTES;
         if !quoted {
-            // The pattern reads 512 bytes at most; a secret ends where its line or its bracket does.
-            range.end += text[range.end..].iter().take_while(|b| !is_delimiter(**b)).count();
-            range.end -= text[range.clone()].iter().rev().take_while(|b| matches!(b, b'.' | b':' | b'!' | b'?' | b'\\')).count();
+            range.end = range.start + next_parameter(&text[range.clone()]);
+            range.end -= text[range.clone()].iter().rev().take_while(|b| matches!(b, b'.' | b':' | b'!' | b'?')).count();
         }
         let lower = name.as_bytes().to_ascii_lowercase();
         let password = lower.starts_with(b"pass") || lower == b"pwd";
         if is_value(text, &range, password, quoted) {
+            if is_cut {
+                range.end += text[range.end..].iter().take_while(|b| !is_delimiter(**b)).count();
+            }
             hits.push(Hit::new(range.clone(), Kind::Secret, if password { "named-password" } else { "named-token" }));
             at = range.end;
         } else {
@@ -129,22 +134,34 @@ fn is_option(text: &[u8], name: usize) -> bool {
     text[name - word..name].starts_with(b"-")
 }
 
+/// Where the next parameter of a query begins, or the end: `?token=..&page=2`.
+fn next_parameter(value: &[u8]) -> usize {
+    let is_next = |at: &usize| {
+        let name = value[at + 1..].iter().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b';')).count();
+        name > 0 && value.get(at + 1 + name) == Some(&b'=')
+    };
+    (0..value.len()).filter(|at| value[*at] == b'&').find(is_next).unwrap_or(value.len())
+}
+
 fn is_delimiter(byte: u8) -> bool {
-    byte.is_ascii_whitespace() || matches!(byte, b'"' | b'\'' | b'`' | b'<' | b'>' | b',' | b';' | b'(' | b')' | b'{' | b'}' | b'[' | b']' | b'\\' | b'&')
+    byte <= b' ' || matches!(byte, b'"' | b'\'' | b'`' | b'<' | b'>' | b',' | b';' | b'(' | b')' | b'{' | b'}' | b'[' | b']' | b'\\')
 }
 
 fn is_value(text: &[u8], range: &Range<usize>, password: bool, quoted: bool) -> bool {
     let value = &text[range.clone()];
-    let code = !quoted && (matches!(text.get(range.end), Some(b'(' | b'[' | b'{' | b'<')) || is_code(value));
+    let code = !quoted && (matches!(text.get(range.end), Some(b'(' | b'[' | b'{')) || is_code(value));
     !code && (shape::is_random_token(value) || (password && shape::is_strong_password(value)))
 }
 
 /// Without quotes a value may be code: a path, a reference, a number, a name of three parts or more.
 fn is_code(value: &[u8]) -> bool {
-    let name = |part: &[u8]| {
-        part.first().is_some_and(|b| b.is_ascii_alphabetic() || *b == b'_') && part.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_')
-    };
     let underscores = value.iter().filter(|b| **b == b'_').count();
+    // EC_KEY_get0_public: in each part the letters are of one case, but for the first.
+    let of_one_case = |part: &[u8]| {
+        let rest = &part[1.min(part.len())..];
+        part.iter().all(u8::is_ascii_alphanumeric) && (!rest.iter().any(u8::is_ascii_uppercase) || !part.iter().any(u8::is_ascii_lowercase))
+    };
+    let name = !value[0].is_ascii_digit() && value.split(|b| *b == b'_').all(of_one_case);
     // 16384u32, -1073741717i32, 0x8031002C; a key of hexadecimal digits is longer.
     let digits = value.strip_prefix(b"-").unwrap_or(value);
     let number = digits.first().is_some_and(u8::is_ascii_digit)
@@ -153,7 +170,7 @@ fn is_code(value: &[u8]) -> bool {
     matches!(value.first(), Some(b'&' | b'*' | b':'))
         || value.windows(2).any(|w| w == b"::" || w == b"->" || w == b"==")
         || number
-        || (name(value) && underscores >= 2)
+        || (name && underscores >= 2)
         || is_path_of_names(value)
 }
 

@@ -59,9 +59,11 @@ pub fn is_sample(value: &[u8]) -> bool {
 pub fn is_random_token(value: &[u8]) -> bool {
     let hex = value.iter().all(|b| b.is_ascii_hexdigit() || *b == b'-');
     let digits = value.iter().filter(|b| b.is_ascii_digit()).count();
+    // Of 24 random letters, large and small, one in 60 values has no digit.
+    let mixed = value.len() >= 24 && value.iter().any(u8::is_ascii_lowercase) && value.iter().any(u8::is_ascii_uppercase);
     value.len() >= 16
         && value.iter().all(u8::is_ascii_graphic)
-        && digits >= 1
+        && (digits >= 1 || mixed)
         && digits < value.len()
         && entropy(value) >= if hex { 2.8 } else { 3.2 }
         && is_no_text(value)

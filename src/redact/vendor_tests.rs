@@ -1,5 +1,5 @@
 use regex_syntax::ParserBuilder;
-use regex_syntax::hir::{Class, Hir, HirKind};
+use regex_syntax::hir::{Class, Hir, HirKind, Look};
 
 use super::vendor::{Rule, vendor};
 
@@ -15,12 +15,14 @@ impl Drawer {
 
     fn draw(&mut self, hir: &Hir, out: &mut Vec<u8>) {
         match hir.kind() {
+            HirKind::Look(Look::WordAscii) if out.last().is_some_and(u8::is_ascii_alphanumeric) => out.push(b' '),
             HirKind::Empty | HirKind::Look(_) => {}
             HirKind::Literal(literal) => out.extend_from_slice(&literal.0),
             HirKind::Class(class) => out.push(self.one_of(class)),
             HirKind::Repetition(repetition) => {
-                let few = repetition.min + if repetition.min < 8 { 4 } else { 0 };
-                let most = repetition.max.unwrap_or(few).min(few).max(repetition.min);
+                // Gaps stay short; what has no end, and thus may be the key itself, becomes long.
+                let few = repetition.min + if repetition.max.is_none() { 24 } else { 4 };
+                let most = repetition.max.unwrap_or(few).min(few);
                 let count = repetition.min as usize + self.below((most - repetition.min) as usize + 1);
                 (0..count).for_each(|_| self.draw(&repetition.sub, out));
             }
@@ -67,25 +69,27 @@ fn is_found(rule: &Rule, text: &str) -> bool {
     hits.iter().any(|hit| hit.rule == rule.id)
 }
 
+/// The value, a line below the word that its rule waits for.
+fn planted(rule: &Rule, value: &str) -> String {
+    format!("{}\n {value} ", rule.keywords[0])
+}
+
 #[test]
-fn probe() {
-    let mut all = 0;
-    for rule in &vendor().unwrap().rules {
-        let values = drawn(rule, 16);
-        let found = values.iter().filter(|value| is_found(rule, &format!(" {value} "))).count();
-        all += found;
-        if found < 12 {
-            println!("{} {found} of {} {}", rule.id, values.len(), rule.pattern.source());
-            println!("     {:?}", values.iter().take(2).collect::<Vec<_>>());
-        }
-    }
-    println!("{all} of {}", 16 * 430);
+fn every_rule_finds_what_its_own_pattern_says() {
+    let rules = &vendor().unwrap().rules;
+    let count = |rule: &Rule| drawn(rule, 16).iter().filter(|value| is_found(rule, &planted(rule, value))).count();
+    let found: Vec<(&str, usize)> = rules.iter().map(|rule| (rule.id.as_str(), count(rule))).collect();
+    // A value that is drawn may be too regular, or what its rule leaves out: short ones, and empty templates.
+    let rare: Vec<_> = found.iter().filter(|(_, n)| *n < 10).collect();
+    assert_eq!(rare, [&("kubernetes-secret-yaml", 6), &("sidekiq-sensitive-url", 7)]);
+    assert_eq!(found.iter().map(|(_, n)| n).sum::<usize>(), 6814, "of {}", 16 * rules.len());
 }
 
 #[test]
 fn every_pattern_of_the_rule_set_compiles() {
-    let vendor = vendor().unwrap();
-    assert_eq!(vendor.rules.len(), 430);
-    let bad: Vec<String> = vendor.rules.iter().flat_map(|rule| rule.patterns().filter_map(|p| p.get().err())).map(|e| e.to_string()).collect();
+    let rules = &vendor().unwrap().rules;
+    assert_eq!(rules.len(), 429);
+    let bad: Vec<String> =
+        rules.iter().flat_map(|rule| rule.patterns().filter_map(|p| p.get().err())).map(|e| e.to_string()).collect();
     assert!(bad.is_empty(), "{bad:#?}");
 }
