@@ -16,6 +16,7 @@ pub mod infer;
 pub mod machine;
 pub mod model;
 pub mod pipeline;
+pub mod redact;
 pub mod runtime;
 pub mod store;
 pub mod text;
