@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 pub use read::{FILE, Loaded};
 
+use crate::domain::Weights;
+
 /// All settings. The doc comments are what a user reads of them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
@@ -190,6 +192,13 @@ pub struct Windows {
 
 /// What it takes to have an `e / (e + 5)`.
 const HALF_ERRORS: f64 = 5.0;
+
+impl From<RewardWeights> for Weights {
+    fn from(weights: RewardWeights) -> Self {
+        let RewardWeights { compile, tests, errors, human, half_errors } = weights;
+        Self { compile, tests, errors, human, half_errors }
+    }
+}
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
 fn is_usual_half(errors: &f64) -> bool {

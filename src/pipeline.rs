@@ -6,8 +6,10 @@ mod dataset;
 pub mod deploy;
 pub mod doctor;
 pub mod evaluate;
+pub mod import;
 pub mod prune;
 pub mod rebuild;
+pub mod record;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;

@@ -14,12 +14,15 @@ mod doctor;
 mod env_file;
 mod evaluate;
 mod generate;
+mod import;
 mod loss;
 mod merge;
 mod progress;
 mod promote;
 mod prune;
+mod record;
 mod render;
+mod stats;
 mod tokenize;
 mod train;
 
@@ -61,6 +64,11 @@ enum Command {
     Prune(prune::Args),
     Pin(prune::PinArgs),
     Rebuild(prune::RebuildArgs),
+    Record(Box<record::Args>),
+    Feedback(record::FeedbackArgs),
+    Reward(record::RewardArgs),
+    Import(Box<import::Args>),
+    Stats(stats::Args),
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
@@ -100,6 +108,11 @@ pub fn main() -> ExitCode {
         Command::Prune(args) => prune::run(args).map(|()| Ended::Done),
         Command::Pin(args) => prune::run_pin(args).map(|()| Ended::Done),
         Command::Rebuild(args) => prune::run_rebuild(args).map(|()| Ended::Done),
+        Command::Record(args) => record::run(args).map(|()| Ended::Done),
+        Command::Feedback(args) => record::run_feedback(args).map(|()| Ended::Done),
+        Command::Reward(args) => record::run_reward(args).map(|()| Ended::Done),
+        Command::Import(args) => import::run(args),
+        Command::Stats(args) => stats::run(args).map(|()| Ended::Done),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
         Command::Doctor(args) => doctor::run(args),

@@ -40,6 +40,72 @@ pub struct RunResult {
     pub iterations: Option<u64>,
 }
 
+impl RunResult {
+    /// Every metric that was observed, by its name; a flag is 0 or 1.
+    pub fn metrics(&self) -> Vec<(&'static str, f64)> {
+        let flag = |pass: Option<bool>| pass.map(|pass| f64::from(u8::from(pass)));
+        let count = |count: Option<u64>| count.map(|count| count as f64);
+        let all = [
+            ("compile_pass", flag(self.compile_pass)),
+            ("lint_errors", count(self.lint_errors)),
+            ("type_errors", count(self.type_errors)),
+            ("tests_passed", count(self.tests_passed)),
+            ("tests_total", count(self.tests_total)),
+            ("coverage_pct", self.coverage_pct),
+            ("schema_errors", count(self.schema_errors)),
+            ("boundary_errors", count(self.boundary_errors)),
+            ("human_accept", flag(self.human_accept)),
+            ("convention_score", self.convention_score),
+            ("iterations", count(self.iterations)),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
+    }
+
+    /// The result whose `metrics` these are; other names say nothing.
+    pub fn of_metrics<'a>(metrics: impl IntoIterator<Item = (&'a str, f64)>) -> Self {
+        let mut result = Self::default();
+        for (name, value) in metrics {
+            let (flag, count) = (Some(value != 0.0), Some(value as u64));
+            match name {
+                "compile_pass" => result.compile_pass = flag,
+                "lint_errors" => result.lint_errors = count,
+                "type_errors" => result.type_errors = count,
+                "tests_passed" => result.tests_passed = count,
+                "tests_total" => result.tests_total = count,
+                "coverage_pct" => result.coverage_pct = Some(value),
+                "schema_errors" => result.schema_errors = count,
+                "boundary_errors" => result.boundary_errors = count,
+                "human_accept" => result.human_accept = flag,
+                "convention_score" => result.convention_score = Some(value),
+                "iterations" => result.iterations = count,
+                _ => (),
+            }
+        }
+        result
+    }
+
+    /// What cannot be: the field and why.
+    pub fn problem(&self) -> Option<String> {
+        if let (Some(passed), Some(total)) = (self.tests_passed, self.tests_total)
+            && passed > total
+        {
+            return Some(format!("tests_passed is {passed}, more than tests_total ({total})"));
+        }
+        for (name, value, most) in [("coverage_pct", self.coverage_pct, 100.0), ("convention_score", self.convention_score, 1.0)]
+        {
+            if let Some(value) = value
+                && !(0.0..=most).contains(&value)
+            {
+                return Some(format!("{name} is {value}, expected 0 to {most}"));
+            }
+        }
+        // A count is exact in the store up to 2^53.
+        let counts =
+            [self.lint_errors, self.type_errors, self.tests_total, self.schema_errors, self.boundary_errors, self.iterations];
+        counts.into_iter().flatten().find(|&count| count > 1 << 53).map(|count| format!("{count} is no count"))
+    }
+}
+
 /// Who says how well it went. A stronger witness stands first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

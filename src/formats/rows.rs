@@ -95,6 +95,34 @@ pub fn values(path: &Path) -> Result<Vec<Value>> {
         .collect()
 }
 
+/// A row, or why it is none.
+pub type Read = std::result::Result<Value, String>;
+
+/// Goes through the rows of a file with each row's line; the whole is never in memory. Behind a line that is no JSON it goes on
+/// with the next one; an array that is damaged ends there.
+pub fn each(path: &Path, visit: &mut dyn FnMut(usize, Read) -> Result<()>) -> Result<()> {
+    let bytes = super::map_file(path)?;
+    let mut scanner = Scanner::new(&bytes);
+    loop {
+        match scanner.next() {
+            None => return Ok(()),
+            Some(Ok(Scanned { line, value, .. })) => visit(line, Ok(value))?,
+            Some(Err((line, problem))) => {
+                visit(line, Err(problem))?;
+                if scanner.in_array {
+                    return Ok(());
+                }
+                scanner.skip_line();
+            }
+        }
+    }
+}
+
+/// The conversation of one row of good work; `None` where the row says that it is bad work. The error is a sentence.
+pub fn example_of(row: Value) -> std::result::Result<Option<Example>, String> {
+    shapes::example(row).map(|shaped| shaped.map(|shaped| shaped.example)).map_err(|problem| problem.message)
+}
+
 fn no_row(path: &Path, line: usize, problem: &str) -> Error {
     Error::file(path, format!("line {line}: {problem}"), "expected JSON lines, or one JSON array of objects")
 }
@@ -143,6 +171,13 @@ impl<'a> Scanner<'a> {
     fn advance(&mut self, n: usize) {
         self.line += self.bytes[self.at..self.at + n].iter().filter(|b| **b == b'\n').count();
         self.at += n;
+    }
+
+    /// Goes on behind the end of this line.
+    fn skip_line(&mut self) {
+        let rest = self.bytes[self.at..].iter().take_while(|b| **b != b'\n').count();
+        self.advance(rest);
+        self.done = false;
     }
 
     fn skip_space(&mut self) {

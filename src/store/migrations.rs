@@ -16,6 +16,7 @@ pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("migrations/0001_deployments.sql"),
     include_str!("migrations/0002_evaluations.sql"),
     include_str!("migrations/0003_pins.sql"),
+    include_str!("migrations/0004_runs.sql"),
 ];
 
 /// In SQLite's header, so that `file` and others know whose it is: "rtun".

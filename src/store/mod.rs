@@ -5,10 +5,14 @@
 
 mod adapters;
 mod aliases;
+mod cycles;
 mod deployments;
 mod evaluations;
+mod feedback;
 mod migrations;
 mod pins;
+mod runs;
+mod snapshots;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt as _;
@@ -19,8 +23,12 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavio
 
 pub use adapters::NewAdapter;
 pub use aliases::{AliasMove, End, MoveKind, NewMove};
+pub use cycles::{Cycle, StageDone};
 pub use deployments::{Deployment, NewDeployment};
 pub use evaluations::{Evaluation, NewEvaluation};
+pub use feedback::{NewFeedback, Voted};
+pub use runs::{Eligible, Means, RecordedRun, RunFacts, RunRow, Stats, Texts};
+pub use snapshots::{NewSnapshot, Snapshot};
 
 use crate::error::{Error, Result};
 use crate::fault;

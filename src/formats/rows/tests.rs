@@ -234,3 +234,29 @@ proptest! {
         prop_assert_eq!(read_text(&row).unwrap().examples.len(), 1);
     }
 }
+
+#[test]
+fn each_row_is_visited_and_a_bad_line_does_not_end_it() {
+    let scratch = tempfile::tempdir().unwrap();
+    let visited = |text: &str| {
+        let path = scratch.path().join("rows");
+        std::fs::write(&path, text).unwrap();
+        let mut seen = Vec::new();
+        each(&path, &mut |line, row| {
+            seen.push((line, row.map(|row| row["a"].to_string()).unwrap_or_else(|problem| problem)));
+            Ok(())
+        })
+        .unwrap();
+        seen
+    };
+    let seen = visited("{\"a\": 1}\n{\"a\": \nnonsense\n\n{\"a\": 2}\n{\"a\": 3");
+    assert_eq!(seen[0], (1, "1".to_owned()));
+    assert!(seen[1].1.contains("invalid JSON") && seen[1].0 == 3, "{seen:?}");
+    assert!(seen[2].1.contains("found \"nonsense\""), "{seen:?}");
+    assert_eq!(seen[3], (5, "2".to_owned()));
+    assert!(seen[4].1.contains("EOF"), "{seen:?}");
+    assert_eq!(seen.len(), 5);
+    let cut = visited("[{\"a\": 1}, {\"a\": 2}");
+    assert_eq!((cut.len(), &cut[1].1[..]), (3, "2"));
+    assert!(cut[2].1.contains("it is cut"), "{cut:?}");
+}
