@@ -16,6 +16,7 @@ pub mod machine;
 pub mod model;
 pub mod pipeline;
 pub mod runtime;
+pub mod signals;
 pub mod store;
 pub mod text;
 pub mod train;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 fn level(room: &str) -> Option<u32> {
     Some(match room {
         "domain" | "error" | "fault" | "machine" | "Error" | "Result" => 0,
-        "formats" | "runtime" | "store" => 1,
+        "formats" | "runtime" | "signals" | "store" => 1,
         "text" | "model" => 2,
         "base" | "infer" | "train" | "export" | "deploy" => 3,
         "evaluate" => 4,
