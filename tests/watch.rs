@@ -4,6 +4,7 @@ mod common;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::thread;
@@ -221,6 +222,47 @@ fn signals_reach_the_command_and_its_end_is_told() {
     let (status, stdout, _) = signalled(script, libc::SIGTERM);
     assert_eq!(status.code(), Some(5));
     assert!(stdout.contains("\"result\":{}"), "{stdout}");
+}
+
+/// Runs under a terminal of its own, as a user does: the line discipline sends Ctrl-C to the whole group.
+#[test]
+fn ctrl_c_of_a_terminal_reaches_the_command_once() {
+    let (mut ours, mut theirs) = (0, 0);
+    let null = std::ptr::null_mut();
+    // SAFETY: both are written by the call; the rest may be null.
+    assert_eq!(unsafe { libc::openpty(&mut ours, &mut theirs, null, null as *const _, null as *const _) }, 0);
+    // SAFETY: openpty() made them, and nobody else owns them.
+    let (mut ours, theirs) = unsafe { (fs::File::from_raw_fd(ours), OwnedFd::from_raw_fd(theirs)) };
+    let script = "trap 'echo caught' INT; echo ready; i=0; while [ $i -lt 40 ]; do sleep 0.02; i=$((i+1)); done; exit 3";
+    let mut command = watch(&["--", "sh", "-c", script]);
+    command.stdin(theirs.try_clone().unwrap()).stdout(theirs.try_clone().unwrap()).stderr(theirs);
+    // SAFETY: setsid() and ioctl() are async-signal-safe.
+    unsafe {
+        command.pre_exec(|| {
+            libc::setsid();
+            match libc::ioctl(0, libc::TIOCSCTTY, 0) {
+                -1 => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            }
+        })
+    };
+    let mut child = command.spawn().unwrap();
+    // What is kept of the other side would keep reading from ending.
+    drop(command);
+    let mut said = Vec::new();
+    let mut piece = [0; 4096];
+    // Linux ends a terminal whose other side is closed by an error.
+    while let Ok(length @ 1..) = ours.read(&mut piece) {
+        let before = text(&said).contains("ready");
+        said.extend_from_slice(&piece[..length]);
+        if !before && text(&said).contains("ready") {
+            ours.write_all(b"\x03").unwrap();
+        }
+    }
+    assert_eq!(wait(&mut child).code(), Some(3));
+    let said = text(&said);
+    assert_eq!(said.matches("caught").count(), 1, "{said}");
+    assert!(said.contains("it was interrupted, so nothing is claimed"), "{said}");
 }
 
 #[test]

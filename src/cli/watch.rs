@@ -50,14 +50,10 @@ pub fn run(args: &Args) -> Result<Ended> {
         MeaningArg::Types => Meaning::Types,
     });
     let began = SystemTime::now();
-    let mut watched = match watch::run(&args.command, meaning) {
+    let watched = match watch::run(&args.command, meaning, || args.reports.observe_since(began)) {
         Ok(watched) => watched,
         Err(error) => return not_started(error),
     };
-    // An interrupted command has written no report, or that of a part.
-    if !watched.stopped {
-        watched.observed = args.reports.observe_since(began).or(watched.observed);
-    }
     // The command ran and ended; what goes wrong here is told, and its exit code stays ours.
     if let Err(error) = record(&watched) {
         eprintln!("retune: not recorded: {error}");

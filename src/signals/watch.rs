@@ -41,8 +41,6 @@ pub struct Watched {
     /// Its standard output ended within a line.
     #[serde(skip)]
     pub open_line: bool,
-    /// It did not come to its own end, so that nothing is claimed.
-    pub stopped: bool,
 }
 
 /// How it ended, for the verdict.
@@ -68,8 +66,9 @@ impl End {
 }
 
 /// Runs a command to its end. Its standard input is ours, Ctrl-C reaches it as it would without us, and other signals are handed
-/// on. An error is only that it could not be started.
-pub fn run(command: &[OsString], meaning: Option<Meaning>) -> Result<Watched> {
+/// on. `reports` reads what it wrote to files, and is asked where it came to its own end. An error is only that it could not be
+/// started.
+pub fn run(command: &[OsString], meaning: Option<Meaning>, reports: impl FnOnce() -> Observed) -> Result<Watched> {
     let Some((program, args)) = command.split_first() else {
         return Err(Error::usage("there is no command to watch", "retune watch -- cargo test"));
     };
@@ -91,11 +90,10 @@ pub fn run(command: &[OsString], meaning: Option<Meaning>) -> Result<Watched> {
         interrupted: guard.interrupted(),
         unread: ears.iter().any(|ear| ear.is_unread()),
     };
-    let stopped = end.why_stopped().is_some();
     let open_line = ears[0].has_open_line();
     let shown = command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
-    let observed = verdict(ears.iter().map(Ear::heard).collect(), end, meaning, &shown);
-    Ok(Watched { exit: end.exit, signal: end.signal, seconds: began.elapsed().as_secs_f64(), observed, open_line, stopped })
+    let observed = verdict(ears.iter().map(Ear::heard).collect(), end, meaning, &shown, reports);
+    Ok(Watched { exit: end.exit, signal: end.signal, seconds: began.elapsed().as_secs_f64(), observed, open_line })
 }
 
 fn exit_code(status: ExitStatus) -> u8 {
@@ -126,7 +124,8 @@ pub struct Said {
     pub notes: Vec<String>,
 }
 
-fn verdict(said: Vec<Said>, end: End, meaning: Option<Meaning>, command: &str) -> Observed {
+/// A report is better than the text of the same command, and both better than its exit code.
+fn verdict(said: Vec<Said>, end: End, meaning: Option<Meaning>, command: &str, reports: impl FnOnce() -> Observed) -> Observed {
     let (mut parts, mut kinds, mut notes) = (Vec::new(), Vec::new(), Vec::new());
     let mut commands = vec![command.to_owned()];
     for Said { heard, announced, notes: more } in said {
@@ -155,7 +154,7 @@ fn verdict(said: Vec<Said>, end: End, meaning: Option<Meaning>, command: &str) -
             quiet.into_iter().map(|kind| listen::clean(kind, "a tool that says nothing where all is well, and exit code 0")),
         );
     }
-    let mut observed = combine(parts);
+    let mut observed = reports().or(combine(parts));
     let bad = is_bad(&observed.result);
     if end.exit != 0 && !observed.is_empty() && !bad {
         notes.push(format!("it failed (exit code {}), though nothing that was read did", end.exit));
@@ -168,7 +167,7 @@ fn verdict(said: Vec<Said>, end: End, meaning: Option<Meaning>, command: &str) -
         notes.extend(note);
         observed = observed.or(said);
     } else if observed.is_empty() && kinds.is_empty() {
-        notes.push("nothing that it printed is known, so nothing is claimed; --as compile|tests|lint|types says what its exit code means".into());
+        notes.push("nothing that it printed is known, so nothing is claimed of it; --as compile|tests|lint|types says what its exit code means".into());
     }
     observed.notes.extend(notes);
     observed

@@ -12,7 +12,7 @@ fn stream(text: &str) -> Said {
 }
 
 fn judged(text: &str, end: End, meaning: Option<Meaning>) -> Observed {
-    verdict(vec![stream(text)], end, meaning, "make check")
+    verdict(vec![stream(text)], end, meaning, "make check", Observed::default)
 }
 
 const PASSED: &str = "==== 2 passed in 0.01s ====\n";
@@ -65,7 +65,7 @@ fn a_command_that_did_not_come_to_its_end_claims_nothing() {
 fn both_streams_are_of_one_run() {
     let stderr = "    Finished `test` profile [unoptimized] target(s) in 0.5s\n";
     let stdout = "running 1 test\ntest a ... ok\n\ntest result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n";
-    let observed = verdict(vec![stream(stdout), stream(stderr)], WELL, None, "cargo test");
+    let observed = verdict(vec![stream(stdout), stream(stderr)], WELL, None, "cargo test", Observed::default);
     let RunResult { compile_pass, tests_passed, tests_total, type_errors, .. } = observed.result;
     assert_eq!((compile_pass, tests_passed, tests_total, type_errors), (Some(true), Some(1), Some(1), Some(0)));
     assert_eq!(observed.notes, Vec::<String>::new());
@@ -93,12 +93,21 @@ fn tools_that_say_nothing_where_all_is_well_are_known_by_their_command() {
 
 #[test]
 fn a_report_is_taken_before_the_text_of_the_same_command() {
-    let text = judged("==== 3 passed in 0.01s ====\nAll checks passed!\n", WELL, None);
-    let result = RunResult { tests_passed: Some(1), tests_total: Some(2), ..RunResult::default() };
-    let both = Observed::new(result, "report.xml", Vec::new()).or(text);
+    let report = || {
+        let result = RunResult { tests_passed: Some(1), tests_total: Some(2), ..RunResult::default() };
+        Observed::new(result, "report.xml", Vec::new())
+    };
+    let failed = End { exit: 1, ..WELL };
+    let said = vec![stream("==== 3 passed in 0.01s ====\nAll checks passed!\n")];
+    let both = verdict(said, failed, Some(Meaning::Tests), "make check", report);
     assert_eq!((both.result.tests_passed, both.result.tests_total, both.result.lint_errors), (Some(1), Some(2), Some(0)));
     let told: Vec<(&str, f64)> = both.signals.iter().map(|signal| (signal.metric, signal.value)).collect();
     assert_eq!(told, [("tests_passed", 1.0), ("tests_total", 2.0), ("lint_errors", 0.0)]);
+    // The report explains the exit code, and is what is known where nothing that was printed is.
+    assert!(!both.notes.iter().any(|note| note.contains("though nothing that was read did")), "{:?}", both.notes);
+    assert_eq!(verdict(vec![stream("hello\n")], failed, None, "make check", report).notes, Vec::<String>::new());
+    // An interrupted command has written that of a part.
+    assert!(verdict(Vec::new(), End { interrupted: true, ..failed }, None, "make check", report).is_empty());
 }
 
 #[test]
