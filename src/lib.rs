@@ -18,6 +18,7 @@ pub mod model;
 pub mod pipeline;
 pub mod redact;
 pub mod runtime;
+pub mod signals;
 pub mod store;
 pub mod text;
 pub mod train;

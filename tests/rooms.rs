@@ -10,7 +10,7 @@ fn level(room: &str) -> Option<u32> {
     Some(match room {
         "domain" | "error" | "fault" | "machine" | "Error" | "Result" => 0,
         "config" => 1,
-        "formats" | "redact" | "runtime" | "store" => 2,
+        "formats" | "redact" | "runtime" | "signals" | "store" => 2,
         "text" | "model" => 3,
         "base" | "infer" | "train" | "export" | "deploy" => 4,
         "evaluate" => 5,

@@ -1,5 +1,6 @@
 //! The command line: thin shells over the library, one file a command. Errors go to stderr as one readable message;
-//! exit code 0 is done, 1 failed, 2 wrong use, 3 done as far as it goes without a server (`retune deploy`).
+//! exit code 0 is done, 1 failed, 2 wrong use, 3 done as far as it goes without a server (`retune deploy`). `retune watch` has that
+//! of the command that it ran.
 
 /// `println!` that gives an error where it cannot write (a full disk behind `> file`) and does not panic.
 macro_rules! say {
@@ -22,9 +23,11 @@ mod promote;
 mod prune;
 mod record;
 mod render;
+mod signal_args;
 mod stats;
 mod tokenize;
 mod train;
+mod watch;
 
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -72,6 +75,7 @@ enum Command {
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
+    Watch(watch::Args),
     /// Holds a verifier's command for one item; retune starts this itself
     #[command(name = "__confine", hide = true)]
     Confine,
@@ -84,6 +88,8 @@ pub enum Ended {
     WithoutServer,
     /// What was looked at is not as it should be, and that was told.
     WithProblems,
+    /// With the exit code of a command that was watched.
+    With(u8),
 }
 
 /// Runs the process's command line.
@@ -116,12 +122,14 @@ pub fn main() -> ExitCode {
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
         Command::Doctor(args) => doctor::run(args),
+        Command::Watch(args) => watch::run(args),
         Command::Confine => return ExitCode::from(crate::evaluate::verifier::keeper::main()),
     };
     match result {
         Ok(Ended::Done) => ExitCode::SUCCESS,
         Ok(Ended::WithoutServer) => ExitCode::from(3),
         Ok(Ended::WithProblems) => ExitCode::FAILURE,
+        Ok(Ended::With(code)) => ExitCode::from(code),
         Err(error) => failed(&error),
     }
 }
