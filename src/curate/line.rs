@@ -5,8 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::boilerplate::MANY_GROUPS;
-use super::near::Sets;
-use super::words::{self, ByHash, GRAM, Said, bare_words, words_hash};
+use super::words::{self, ByHash, GRAM, Said};
 
 /// What an example shares with a held-out one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,20 +61,26 @@ impl Line {
         let shingles = words::shingles(&stripped.request);
         self.sizes.push(shingles.len());
         shingles.into_iter().for_each(|shingle| self.shingles.entry(shingle).or_default().push(item));
-        let grams = grams(said);
-        if grams.is_empty() {
-            self.wholes.entry(whole(said)).or_insert(item);
-        }
-        for gram in grams {
+        let mut is_long = false;
+        for gram in texts(said).flat_map(|text| words::grams(text)) {
+            is_long = true;
             self.grams.entry(gram).or_insert(Gram { item, groups: Vec::new() });
         }
-        self.count(said, group);
+        if !is_long {
+            self.wholes.entry(whole(said)).or_insert(item);
+        }
+        self.count(&self.grams_in(said), group);
     }
 
-    /// Tells which groups use the grams of held-out items: for every example on both sides, before any is asked about.
-    pub fn count(&mut self, said: &Said, group: u32) {
-        for hash in grams(said) {
-            if let Some(gram) = self.grams.get_mut(&hash)
+    /// The grams of held-out items that an example has.
+    pub fn grams_in(&self, said: &Said) -> Vec<u64> {
+        texts(said).flat_map(|text| words::grams(text)).filter(|gram| self.grams.contains_key(gram)).collect()
+    }
+
+    /// Tells that a group uses grams of held-out items: for every example on both sides, before any is asked about.
+    pub fn count(&mut self, grams: &[u64], group: u32) {
+        for hash in grams {
+            if let Some(gram) = self.grams.get_mut(hash)
                 && gram.groups.len() <= MANY_GROUPS
                 && !gram.groups.contains(&group)
             {
@@ -86,22 +91,37 @@ impl Line {
 
     /// The held-out item that an example repeats, and by what.
     pub fn crossed(&self, said: &Said, stripped: &Said) -> Option<(usize, Shared)> {
-        if let Some(item) = self.asks(&Sets::of(stripped).request) {
+        self.asked(said, stripped).or_else(|| self.quoted(said))
+    }
+
+    /// By its request, or as a whole.
+    pub fn asked(&self, said: &Said, stripped: &Said) -> Option<(usize, Shared)> {
+        if let Some(item) = self.asks(&words::shingles(&stripped.request)) {
             return Some((item, Shared::Request));
         }
-        let mut long = false;
-        for text in said.request.iter().chain(&said.answer) {
-            for words in bare_words(text).windows(GRAM) {
-                long = true;
-                if let Some(gram) = self.grams.get(&words_hash(words))
-                    && gram.groups.len() <= MANY_GROUPS
+        self.wholes.get(&whole(said)).map(|&item| (item as usize, Shared::Whole))
+    }
+
+    /// By thirteen words, none of which stands in boilerplate of thirteen words.
+    pub fn quoted(&self, said: &Said) -> Option<(usize, Shared)> {
+        for text in texts(said) {
+            let grams: Vec<Option<&Gram>> = words::grams(text).iter().map(|gram| self.grams.get(gram)).collect();
+            let is_boilerplate = |gram: &Option<&Gram>| gram.is_some_and(|gram| gram.groups.len() > MANY_GROUPS);
+            // The first place that no word of the boilerplate so far reaches.
+            let mut clean_from = 0;
+            for (place, gram) in grams.iter().enumerate() {
+                if is_boilerplate(gram) {
+                    clean_from = place + GRAM;
+                } else if let Some(gram) = gram
+                    && place >= clean_from
+                    && !grams[place..grams.len().min(place + GRAM)].iter().any(is_boilerplate)
                 {
-                    return Some((gram.item as usize, Shared::Gram(words.join(" "))));
+                    let words = words::bare_texts(text)[place..place + GRAM].join(" ");
+                    return Some((gram.item as usize, Shared::Gram(words)));
                 }
             }
         }
-        let item = if long { None } else { self.wholes.get(&whole(said)) };
-        item.map(|&item| (item as usize, Shared::Whole))
+        None
     }
 
     /// The item whose request is the likest one above the threshold, by its true Jaccard index.
@@ -117,13 +137,13 @@ impl Line {
     }
 }
 
-fn grams(said: &Said) -> Vec<u64> {
-    let texts = said.request.iter().chain(&said.answer);
-    texts.flat_map(|text| bare_words(text).windows(GRAM).map(words_hash).collect::<Vec<_>>()).collect()
+fn texts(said: &Said) -> impl Iterator<Item = &String> {
+    said.request.iter().chain(&said.answer)
 }
 
+/// Two short examples with the same one say the same, case and punctuation aside.
 fn whole(said: &Said) -> u64 {
-    let of = |texts: &[String]| words_hash(&texts.iter().flat_map(|text| bare_words(text)).collect::<Vec<_>>());
+    let of = |texts: &[String]| words::chained(&texts.iter().flat_map(|text| words::bare_words(text)).collect::<Vec<_>>());
     words::mixed(of(&said.request).rotate_left(1) ^ of(&said.answer))
 }
 
@@ -167,11 +187,22 @@ mod tests {
         let mut line = line(&[said("x y z", LONG)]);
         let train = said("p q r", LONG);
         for group in 1..10 {
-            (0..3).for_each(|_| line.count(&train, group));
+            (0..3).for_each(|_| line.count(&line.grams_in(&train), group));
         }
         assert!(crossed(&line, &train).is_some(), "ten groups");
-        line.count(&train, 10);
+        line.count(&line.grams_in(&train), 10);
         assert_eq!(crossed(&line, &train), None, "eleven groups");
+        // Its edge is no evidence: of the words behind it, thirteen must be the held-out item's.
+        let tail = "a b c d e f g h i j k l m";
+        line.add(&said("x", &format!("{LONG} {tail}")), &said("x", ""), 11);
+        let behind = |words: usize| said("p q r", &format!("{LONG} {}", &tail[..2 * words - 1]));
+        assert_eq!(crossed(&line, &behind(12)), None);
+        assert_eq!(crossed(&line, &behind(13)), Some((1, Shared::Gram(tail.to_owned()))));
+        // The same in front of it.
+        line.add(&said("x", &format!("{tail} {LONG}")), &said("x", ""), 12);
+        let before = |words: usize| said("p q r", &format!("{} {LONG}", &tail[26 - 2 * words..]));
+        assert_eq!(crossed(&line, &before(12)), None);
+        assert_eq!(crossed(&line, &before(13)), Some((1, Shared::Gram(tail.to_owned()))));
     }
 
     #[test]

@@ -353,18 +353,30 @@ impl<'a> Work<'a> {
             let said = Said::of(&texts(self.pool[place].run)?);
             line.add(&said, &boilerplate.strip(said.clone()), number(place));
         }
-        for &place in &train {
-            line.count(&Said::of(&texts(self.pool[place].run)?), number(place));
-        }
+        // Whoever shares a gram is looked at again, when it is known which grams are boilerplate.
+        let mut sharing = Vec::new();
         for some in train.chunks(AT_ONCE) {
-            let said = some.iter().map(|&place| Ok(Said::of(&texts(self.pool[place].run)?))).collect::<Result<Vec<_>>>()?;
-            let crossed: Vec<_> = said.par_iter().map(|said| line.crossed(said, &boilerplate.strip(said.clone()))).collect();
-            for (&place, crossed) in some.iter().zip(crossed) {
-                self.fates[place] =
-                    crossed.map(|(item, shared)| LeftOut::Contaminated { held_out: self.pool[held_out[item]].run, shared });
+            let examples = some.iter().map(|&place| texts(self.pool[place].run)).collect::<Result<Vec<_>>>()?;
+            let look = |example: &Example| {
+                let said = Said::of(example);
+                (line.asked(&said, &boilerplate.strip(said.clone())), line.grams_in(&said))
+            };
+            let looked: Vec<_> = examples.par_iter().map(look).collect();
+            for (&place, (asked, grams)) in some.iter().zip(looked) {
+                line.count(&grams, number(place));
+                self.fates[place] = asked.map(|(item, shared)| self.contaminated(held_out[item], shared));
+                sharing.extend((self.fates[place].is_none() && !grams.is_empty()).then_some(place));
             }
         }
+        for place in sharing {
+            let quoted = line.quoted(&Said::of(&texts(self.pool[place].run)?));
+            self.fates[place] = quoted.map(|(item, shared)| self.contaminated(held_out[item], shared));
+        }
         Ok(())
+    }
+
+    fn contaminated(&self, held_out: usize, shared: Shared) -> LeftOut {
+        LeftOut::Contaminated { held_out: self.pool[held_out].run, shared }
     }
 
     fn fill_up(&mut self) {

@@ -40,7 +40,7 @@ pub fn preferences(
     add_held_out(&mut line, &held_out, texts, &boilerplate, settings)?;
     for (number, sides) in (held_out.len() as u32..).zip(&groups) {
         for run in sides.iter().flatten() {
-            line.count(&Said::of(&texts(run.run)?), number);
+            line.count(&line.grams_in(&Said::of(&texts(run.run)?)), number);
         }
     }
     let mut pairs = Vec::new();

@@ -70,7 +70,8 @@ pub fn contaminated(examples: &[Example], held_out: &[Example], near_duplicate: 
         let said = Said::of(example);
         line.add(&said, &boilerplate.strip(said.clone()), group(example));
     }
-    examples.iter().for_each(|example| line.count(&Said::of(example), group(example)));
+    let grams: Vec<Vec<u64>> = examples.par_iter().map(|example| line.grams_in(&Said::of(example))).collect();
+    examples.iter().zip(grams).for_each(|(example, grams)| line.count(&grams, group(example)));
     let crossed = |example: &Example| {
         let said = Said::of(example);
         line.crossed(&said, &boilerplate.strip(said.clone()))

@@ -29,14 +29,12 @@ pub fn place(group: &str) -> [u8; 32] {
 ///
 /// A group that asks nearly the same as one that is decided goes where that is: with the trained one if there are both, as what was
 /// trained on proves nothing any more. Others are held out until the target is reached: `held_out_share` of the items, at least
-/// `min_held_out`, at most `max_held_out`, never more than half.
+/// `min_held_out`. Never more than `max_held_out`, and never more than half.
 pub fn decide(groups: &BTreeMap<&str, Group>, parts: &HashMap<String, Part>, settings: &Settings) -> Vec<(String, Part)> {
     let counted = |group: &Group| group.items.min(OF_A_HELD_OUT_GROUP);
     let items: usize = groups.values().map(|group| group.items).sum();
-    let target = ((settings.held_out_share * items as f64).round() as usize)
-        .max(settings.min_held_out)
-        .min(settings.max_held_out)
-        .min(items / 2);
+    let target = ((settings.held_out_share * items as f64).round() as usize).max(settings.min_held_out);
+    let most = settings.max_held_out.min(items / 2);
     let is = |name: &str, part: Part| parts.get(name) == Some(&part);
     let mut held: usize = groups.iter().filter(|(name, _)| is(name, Part::HeldOut)).map(|(_, group)| counted(group)).sum();
     let mut new: Vec<(&str, &Group)> =
@@ -47,7 +45,7 @@ pub fn decide(groups: &BTreeMap<&str, Group>, parts: &HashMap<String, Part>, set
     for (name, group) in new {
         let beside = |part: Part| group.like.iter().any(|other| is(other, part) || decided.get(other) == Some(&part));
         let more = counted(group);
-        let part = if beside(Part::Train) || held + more > items / 2 {
+        let part = if beside(Part::Train) || held + more > most {
             Part::Train
         } else if beside(Part::HeldOut) || held < target {
             held += more;

@@ -6,7 +6,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
-use unicode_normalization::{UnicodeNormalization as _, is_nfc_quick};
+use unicode_normalization::{IsNormalized, UnicodeNormalization as _, is_nfc_quick};
 
 use crate::domain::{Example, Message};
 
@@ -21,8 +21,7 @@ const HOW_IT_IS_TRAINED: &str = "loss_weight";
 
 /// NFC, and every run of white space is one space. Case counts.
 pub fn normalised(text: &str) -> String {
-    let quick = is_nfc_quick(text.chars()) == unicode_normalization::IsNormalized::Yes;
-    let text: Cow<str> = if quick { text.into() } else { text.nfc().collect::<String>().into() };
+    let text = composed(text);
     let mut out = String::with_capacity(text.len());
     for word in text.split_whitespace() {
         if !out.is_empty() {
@@ -167,33 +166,35 @@ pub fn jaccard(a: &[u64], b: &[u64]) -> f64 {
 }
 
 fn hash_words(text: &str, words: &mut Vec<u64>) {
-    let text: Cow<str> = match is_nfc_quick(text.chars()) {
-        unicode_normalization::IsNormalized::Yes => text.into(),
-        _ => text.nfc().collect::<String>().into(),
-    };
     let mut word = None;
-    for c in text.chars() {
+    for c in composed(text).chars() {
         if (c.is_alphanumeric() || c == '_') && !is_written_without_spaces(c) {
-            let mut hash = word.unwrap_or(START);
-            c.to_lowercase().for_each(|c| hash = (hash ^ u64::from(c)).wrapping_mul(PRIME));
-            word = Some(hash);
+            word = Some(c.to_lowercase().fold(word.unwrap_or(START), letter));
             continue;
         }
         words.extend(word.take());
         if !c.is_whitespace() {
-            words.push((START ^ u64::from(c)).wrapping_mul(PRIME));
+            words.push(letter(START, c));
         }
     }
     words.extend(word);
 }
 
+/// NFC.
+fn composed(text: &str) -> Cow<'_, str> {
+    match text.is_ascii() || is_nfc_quick(text.chars()) == IsNormalized::Yes {
+        true => text.into(),
+        false => text.nfc().collect::<String>().into(),
+    }
+}
+
+fn letter(hash: u64, c: char) -> u64 {
+    (hash ^ u64::from(c)).wrapping_mul(PRIME)
+}
+
 /// Of FNV-1a.
 const START: u64 = 0xcbf2_9ce4_8422_2325;
 const PRIME: u64 = 0x0100_0000_01b3;
-
-fn chained(words: &[u64]) -> u64 {
-    words.iter().fold(START, |hash, &word| mixed(hash.rotate_left(23) ^ word))
-}
 
 /// Splitmix64's end: every bit depends on all.
 pub fn mixed(mut x: u64) -> u64 {
@@ -207,10 +208,28 @@ fn is_written_without_spaces(c: char) -> bool {
     matches!(c, '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3ffff}')
 }
 
-/// The words between white space, in lower case and without punctuation; what is punctuation alone is none.
-pub fn bare_words(text: &str) -> Vec<String> {
+/// The words between white space, in lower case and without punctuation, as hashes; what is punctuation alone is none.
+pub fn bare_words(text: &str) -> Vec<u64> {
     let mut words = Vec::new();
-    for piece in text.nfc().collect::<String>().split_whitespace() {
+    let mut word = None;
+    for c in composed(text).chars() {
+        if c.is_whitespace() {
+            words.extend(word.take());
+        } else if is_written_without_spaces(c) {
+            words.extend(word.take());
+            words.push(letter(START, c));
+        } else if c.is_alphanumeric() {
+            word = Some(c.to_lowercase().fold(word.unwrap_or(START), letter));
+        }
+    }
+    words.extend(word);
+    words
+}
+
+/// The same words as texts.
+pub fn bare_texts(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for piece in composed(text).split_whitespace() {
         let mut word = String::new();
         for c in piece.chars().filter(|c| c.is_alphanumeric()) {
             if is_written_without_spaces(c) {
@@ -225,10 +244,14 @@ pub fn bare_words(text: &str) -> Vec<String> {
     words
 }
 
-/// The hash of some words in a row.
-pub fn words_hash(words: &[String]) -> u64 {
-    let hash = |word: &String| word.bytes().fold(START, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME));
-    words.iter().fold(START, |all, word| mixed(all.rotate_left(23) ^ hash(word)))
+/// The grams of a text, each by the place of its first word.
+pub fn grams(text: &str) -> Vec<u64> {
+    bare_words(text).windows(GRAM).map(chained).collect()
+}
+
+/// The hash of words in a row.
+pub fn chained(words: &[u64]) -> u64 {
+    words.iter().fold(START, |hash, &word| mixed(hash.rotate_left(23) ^ word))
 }
 
 /// The hash of a line of a text; `None` where it has no word.
@@ -333,7 +356,15 @@ mod tests {
 
     #[test]
     fn bare_words_have_no_case_and_no_punctuation() {
-        assert_eq!(bare_words("It's -- a (Test), v2.0!"), ["its", "a", "test", "v20"]);
-        assert_eq!(bare_words("a\u{4f60}\u{597d}b"), ["a", "\u{4f60}", "\u{597d}", "b"]);
+        assert_eq!(bare_texts("It's -- a (Test), v2.0!"), ["its", "a", "test", "v20"]);
+        assert_eq!(bare_texts("a\u{4f60}\u{597d}b"), ["a", "\u{4f60}", "\u{597d}", "b"]);
+        for (text, same) in
+            [("It's -- a (Test), v2.0!", "ITS A\ntest v20"), ("a\u{4f60}b", "A \u{4f60} ,b"), ("cafe\u{301}", "caf\u{e9}")]
+        {
+            assert_eq!(bare_words(text), bare_words(same));
+            assert_eq!(bare_words(text).len(), bare_texts(text).len());
+        }
+        assert_ne!(bare_words("a b"), bare_words("b a"));
+        assert_eq!(grams(&"w ".repeat(14)).len(), 2);
     }
 }
