@@ -4,6 +4,7 @@
 pub mod base;
 pub mod cli;
 pub mod config;
+pub mod curate;
 pub mod demo;
 pub mod deploy;
 pub mod domain;

@@ -12,7 +12,7 @@ fn level(room: &str) -> Option<u32> {
         "config" => 1,
         "formats" | "redact" | "runtime" | "signals" | "store" => 2,
         "text" | "model" => 3,
-        "base" | "infer" | "train" | "export" | "deploy" => 4,
+        "base" | "infer" | "curate" | "train" | "export" | "deploy" => 4,
         "evaluate" => 5,
         "pipeline" => 6,
         "demo" => 7,
