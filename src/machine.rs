@@ -142,3 +142,15 @@ mod tests {
         assert!(memory().is_none_or(|m| m.available_bytes > 1 << 20));
     }
 }
+
+/// Minutes since midnight, where the user lives.
+pub fn local_minute() -> u32 {
+    // SAFETY: localtime_r writes only the given struct, which is plain data, and reads the time behind the first pointer.
+    let local = unsafe {
+        let now = libc::time(std::ptr::null_mut());
+        let mut local: libc::tm = std::mem::zeroed();
+        libc::localtime_r(&raw const now, &raw mut local);
+        local
+    };
+    (local.tm_hour * 60 + local.tm_min).clamp(0, 24 * 60 - 1) as u32
+}

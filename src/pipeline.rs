@@ -2,10 +2,12 @@
 
 pub mod champion;
 pub mod convert;
+pub mod cycle;
 mod dataset;
 pub mod deploy;
 pub mod doctor;
 pub mod evaluate;
+pub mod export;
 pub mod import;
 pub mod prune;
 pub mod rebuild;

@@ -9,11 +9,13 @@ macro_rules! say {
 
 mod args;
 mod convert;
+mod cycle;
 mod demo;
 mod deploy;
 mod doctor;
 mod env_file;
 mod evaluate;
+mod export;
 mod generate;
 mod import;
 mod loss;
@@ -71,7 +73,12 @@ enum Command {
     Feedback(record::FeedbackArgs),
     Reward(record::RewardArgs),
     Import(Box<import::Args>),
+    Export(export::Args),
+    Review(export::ReviewArgs),
+    Cycle(Box<cycle::Args>),
+    Status(cycle::StatusArgs),
     Stats(stats::Args),
+    Init(cycle::InitArgs),
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
@@ -118,6 +125,11 @@ pub fn main() -> ExitCode {
         Command::Feedback(args) => record::run_feedback(args).map(|()| Ended::Done),
         Command::Reward(args) => record::run_reward(args).map(|()| Ended::Done),
         Command::Import(args) => import::run(args),
+        Command::Export(args) => export::run(args).map(|()| Ended::Done),
+        Command::Review(args) => export::run_review(args).map(|()| Ended::Done),
+        Command::Cycle(args) => cycle::run(args),
+        Command::Status(args) => cycle::run_status(args).map(|()| Ended::Done),
+        Command::Init(args) => cycle::run_init(args).map(|()| Ended::Done),
         Command::Stats(args) => stats::run(args).map(|()| Ended::Done),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),

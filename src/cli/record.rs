@@ -1,5 +1,6 @@
 //! `retune record`, `retune feedback` and `retune reward`: what happened, and what people say of it.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, IsTerminal as _, Read as _};
 use std::path::{Path, PathBuf};
 
@@ -7,8 +8,11 @@ use serde_json::{Value, json};
 
 use super::args::config_in;
 use super::print_json;
+use super::signal_args::SignalArgs;
+use crate::config::Config;
 use crate::domain::{Difficulty, Evidence, NewRun, RunResult, Source, SourceKind};
 use crate::error::{Error, Result};
+use crate::pipeline::cycle::start_if_due;
 use crate::pipeline::record::{BATCH, Recorded, Recorder, Said};
 use crate::store::Store;
 
@@ -21,9 +25,23 @@ pub struct Args {
     /// Runs as JSON: a file, or - for standard input
     #[arg(value_name = "FILE|-")]
     from: Option<PathBuf>,
+    #[command(flatten)]
+    run: RunArgs,
+    #[command(flatten)]
+    result: ResultArgs,
+    #[command(flatten)]
+    reports: SignalArgs,
+    /// A line of JSON a run
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is known of a run beside how it went; `retune watch` takes it, too.
+#[derive(clap::Args)]
+pub struct RunArgs {
     /// coder, fixer, judge, or any other name
     #[arg(long)]
-    role: Option<String>,
+    pub role: Option<String>,
     /// What names the work: runs of one task are trained on, or held out, as one
     #[arg(long)]
     task: Option<String>,
@@ -54,15 +72,13 @@ pub struct Args {
     /// When it was, as RFC 3339 [default: now]
     #[arg(long)]
     at: Option<String>,
-    #[command(flatten)]
-    result: ResultArgs,
     /// Who says how well it went: executed, judge, or self-reported (which is never learnt from)
     #[arg(long, value_enum, default_value = "executed")]
     evidence: EvidenceArg,
     #[arg(long, value_name = "N")]
     cost_tokens: Option<u64>,
     #[arg(long, value_name = "MS")]
-    duration_ms: Option<u64>,
+    pub duration_ms: Option<u64>,
     #[arg(long, value_enum)]
     difficulty: Option<DifficultyArg>,
     /// What kind of work it was, such as refactor or test
@@ -79,10 +95,7 @@ pub struct Args {
     source: SourceArgs,
     /// The folder that holds .agent
     #[arg(long, env = "RETUNE_ROOT", default_value = ".")]
-    root: PathBuf,
-    /// A line of JSON a run
-    #[arg(long)]
-    json: bool,
+    pub root: PathBuf,
 }
 
 /// What was observed, by the names of a run's result.
@@ -128,6 +141,12 @@ impl ResultArgs {
             convention_score: self.convention_score,
             iterations: self.iterations,
         }
+    }
+
+    /// What is said by hand stands above what reports say.
+    fn over(&self, observed: &RunResult) -> RunResult {
+        let said = self.result();
+        RunResult::of_metrics(observed.metrics().into_iter().chain(said.metrics()))
     }
 }
 
@@ -188,24 +207,36 @@ enum DifficultyArg {
 }
 
 pub fn run(args: &Args) -> Result<()> {
-    let recorder = Recorder::new(&config_in(&args.root)?)?;
+    let root = &args.run.root;
+    let config = config_in(root)?;
+    let recorder = Recorder::new(&config)?;
     match &args.from {
-        Some(from) if args.role.is_some() => Err(Error::usage(
+        Some(from) if args.run.role.is_some() => Err(Error::usage(
             format!("the role is given beside {}", from.display()),
             "give each run its role in the JSON, or the whole run as flags",
         )),
-        Some(from) => record_all(args, &recorder, from),
+        Some(from) => record_all(args, &config, &recorder, from),
         None => {
-            let run = args.run()?;
-            let mut store = Store::open(&args.root)?;
-            let recorded = recorder.record(&mut store, &[run], false)?;
-            recorded.iter().try_for_each(|recorded| show(args, recorded))
+            let observed = args.reports.observe()?;
+            observed.notes.iter().for_each(|note| eprintln!("note: {note}"));
+            let run = args.run.new_run(args.result.over(&observed.result))?;
+            let recorded = record_one(&config, &recorder, root, &run)?;
+            show(args, &recorded)
         }
     }
 }
 
-impl Args {
-    fn run(&self) -> Result<NewRun> {
+/// Records a run, and begins a cycle where there is enough for one now.
+pub fn record_one(config: &Config, recorder: &Recorder, root: &Path, run: &NewRun) -> Result<Recorded> {
+    let mut store = Store::open(root)?;
+    let recorded = recorder.record(&mut store, std::slice::from_ref(run), false)?.pop();
+    begin_cycles(&store, config, root, &BTreeSet::from([run.role.clone()]));
+    recorded.ok_or_else(|| Error::data("nothing was recorded", "report this"))
+}
+
+impl RunArgs {
+    /// The run that these say, with its result.
+    pub fn new_run(&self, result: RunResult) -> Result<NewRun> {
         let role = self.role.clone().ok_or_else(|| {
             Error::usage(
                 "nothing says which role the run is of",
@@ -224,7 +255,7 @@ impl Args {
             messages: None,
             tools: None,
             output: text_of(&self.output, &self.output_file)?,
-            result: self.result.result(),
+            result,
             evidence: match self.evidence {
                 EvidenceArg::Executed => Evidence::Executed,
                 EvidenceArg::Judge => Evidence::Judge,
@@ -254,7 +285,7 @@ fn text_of(text: &Option<String>, file: &Option<PathBuf>) -> Result<Option<Strin
 }
 
 /// Runs from JSON, a batch a commit; what was read before a line that is wrong is recorded.
-fn record_all(args: &Args, recorder: &Recorder, from: &Path) -> Result<()> {
+fn record_all(args: &Args, config: &Config, recorder: &Recorder, from: &Path) -> Result<()> {
     let reader: Box<dyn BufRead> = if from == Path::new("-") {
         if std::io::stdin().is_terminal() {
             eprintln!("note: reading runs as JSON from the terminal; end with Ctrl-D");
@@ -263,8 +294,8 @@ fn record_all(args: &Args, recorder: &Recorder, from: &Path) -> Result<()> {
     } else {
         Box::new(BufReader::new(std::fs::File::open(from).map_err(Error::io("open", from))?))
     };
-    let mut store = Store::open(&args.root)?;
-    let (mut batch, mut recorded) = (Vec::new(), 0);
+    let mut store = Store::open(&args.run.root)?;
+    let (mut batch, mut recorded, mut roles) = (Vec::new(), 0, BTreeSet::new());
     let mut take = |batch: &mut Vec<NewRun>| -> Result<()> {
         for one in recorder.record(&mut store, batch, false)? {
             recorded += 1;
@@ -280,7 +311,10 @@ fn record_all(args: &Args, recorder: &Recorder, from: &Path) -> Result<()> {
                 .map_err(|e| format!("{e}; fields are those of `retune record --help`, as in docs/record.md"))
         });
         match run.and_then(|run| recorder.row(&run, false).map(|_| run).map_err(|e| e.to_string())) {
-            Ok(run) => batch.push(run),
+            Ok(run) => {
+                roles.insert(run.role.clone());
+                batch.push(run);
+            }
             Err(problem) => {
                 wrong = Some(problem);
                 break;
@@ -291,6 +325,7 @@ fn record_all(args: &Args, recorder: &Recorder, from: &Path) -> Result<()> {
         }
     }
     take(&mut batch)?;
+    begin_cycles(&store, config, &args.run.root, &roles);
     match wrong {
         None if recorded == 0 => Err(Error::file(from, "holds no run", "give one JSON object a run")),
         None => Ok(()),
@@ -301,6 +336,17 @@ fn record_all(args: &Args, recorder: &Recorder, from: &Path) -> Result<()> {
                 "mend it and record it again; the {recorded} before it are recorded (with an id each, recording all again is harmless)"
             ),
         )),
+    }
+}
+
+/// What was recorded is recorded, whether or not a cycle can be begun.
+fn begin_cycles(store: &Store, config: &Config, root: &Path, roles: &BTreeSet<String>) {
+    for role in roles {
+        match start_if_due(store, config, root, role) {
+            Ok(true) => eprintln!("note: there is enough for {role}: a cycle has begun, .agent/cycle.log tells of it"),
+            Ok(false) => (),
+            Err(error) => eprintln!("note: a cycle of {role} could not be begun: {error}"),
+        }
     }
 }
 

@@ -40,7 +40,6 @@ const STEP_OF_TIME: Duration = Duration::from_secs(2);
 
 impl SignalArgs {
     /// Reads all that were given. `-` is the standard input, once.
-    #[allow(dead_code, reason = "retune record reads by it")]
     pub fn observe(&self) -> Result<Observed> {
         self.refuse_second_stdin()?;
         let mut parts = Vec::new();
@@ -82,7 +81,6 @@ impl SignalArgs {
         }
     }
 
-    #[allow(dead_code, reason = "retune record reads by it")]
     fn refuse_second_stdin(&self) -> Result<()> {
         match self.all().filter(|(_, path)| *path == Path::new("-")).count() {
             0 | 1 => Ok(()),

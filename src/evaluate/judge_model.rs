@@ -25,6 +25,7 @@ const THINKING_TOKENS: usize = 4096;
 const CHARS_A_TOKEN: usize = 2;
 
 /// A model that judges.
+#[derive(Clone)]
 pub struct JudgeModel {
     ollama: Ollama,
     name: String,

@@ -8,10 +8,10 @@ use sha2::{Digest as _, Sha256};
 
 use crate::base::hex;
 use crate::config::Config;
-use crate::domain::{Message, NewRun, Source, Weights, time};
+use crate::domain::{Message, NewRun, Reward, RunResult, Source, Weights, time};
 use crate::error::{Error, Result};
 use crate::redact::Redactor;
-use crate::store::{NewFeedback, RunRow, Store, Texts, Voted};
+use crate::store::{NewFeedback, RunFacts, RunRow, Store, Texts, Voted};
 
 /// Runs that one commit takes together.
 pub const BATCH: usize = 256;
@@ -150,12 +150,26 @@ impl Recorder {
         Ok(Redacted { task, source, texts: messages.map(|messages| Texts { messages, tools }) })
     }
 
+    /// Adds what was observed of a run that is there; what was observed before under the same names is replaced. Its reward follows.
+    pub fn observe(&self, store: &mut Store, run: &str, result: &RunResult) -> Result<Reward> {
+        if let Some(problem) = result.problem() {
+            return Err(Error::usage(problem, "mend the result; leave out what was not observed"));
+        }
+        let run = self.find(store, run)?;
+        store.add_signals(run.id, result, &self.weights)
+    }
+
+    /// A run by the name that a client has for it.
+    fn find(&self, store: &Store, run: &str) -> Result<RunFacts> {
+        let known = store.run(run)?.map_or_else(|| store.run(&self.identifier(run)), |found| Ok(Some(found)))?;
+        known.ok_or_else(|| {
+            Error::usage(format!("there is no run '{run}'"), "give the id that `retune record` told, or its number")
+        })
+    }
+
     /// Records what a user says of a run; the run's reward follows.
     pub fn feedback(&self, store: &mut Store, run: &str, said: &Said) -> Result<Voted> {
-        let known = store.run(run)?.map_or_else(|| store.run(&self.identifier(run)), |found| Ok(Some(found)))?;
-        let Some(run) = known else {
-            return Err(Error::usage(format!("there is no run '{run}'"), "give the id that `retune record` told, or its number"));
-        };
+        let run = self.find(store, run)?;
         if let Some(score) = said.score
             && !(0.0..=1.0).contains(&score)
         {

@@ -57,6 +57,7 @@ pub(super) struct Reply {
     body: Body,
 }
 
+#[derive(Clone)]
 pub(super) struct Http {
     agent: Agent,
     pub address: Address,

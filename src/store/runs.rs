@@ -371,6 +371,19 @@ impl Store {
         })
     }
 
+    /// Adds what was observed of a run, in place of what was observed before under the same names, and gives it its reward.
+    pub fn add_signals(&mut self, run: i64, result: &RunResult, weights: &Weights) -> Result<Reward> {
+        self.write("signals", |transaction| {
+            let mut signal =
+                transaction.prepare_cached("INSERT OR REPLACE INTO signals (run_id, metric, value) VALUES (?1, ?2, ?3)")?;
+            for (metric, value) in result.metrics() {
+                signal.execute(params![run, metric, value])?;
+            }
+            let vote = transaction.query_row("SELECT vote FROM runs WHERE id = ?1", [run], |row| row.get(0))?;
+            rewarded(transaction, run, vote, weights)
+        })
+    }
+
     /// What a reviewer says of a pair; `None` takes it back.
     pub fn review(&mut self, run: i64, takes: Option<bool>) -> Result<()> {
         self.write("review", |transaction| {
@@ -388,11 +401,11 @@ impl Store {
 }
 
 /// Writes the reward that a run has with these weights.
-pub(super) fn rewarded(db: &Connection, run: i64, vote: Option<f64>, weights: &Weights) -> rusqlite::Result<()> {
+pub(super) fn rewarded(db: &Connection, run: i64, vote: Option<f64>, weights: &Weights) -> rusqlite::Result<Reward> {
     let reward = weights.reward(&result_of(db, run)?, vote);
     db.prepare_cached("UPDATE runs SET vote = ?2, reward = ?3, observed_weight = ?4, reward_version = ?5 WHERE id = ?1")?
-        .execute(params![run, vote, reward.reward, reward.observed_weight, weights.version()])
-        .map(drop)
+        .execute(params![run, vote, reward.reward, reward.observed_weight, weights.version()])?;
+    Ok(reward)
 }
 
 pub(super) fn insert_run(transaction: &Transaction, run: &RunRow) -> rusqlite::Result<RecordedRun> {

@@ -16,6 +16,7 @@ use crate::runtime::http::{Http, Limit, Metered, Patience, Payload, Reply, token
 use crate::runtime::{Held, HeldFile, Registry};
 
 /// A client of one Ollama. Every error says which address was tried, what for, and what to do.
+#[derive(Clone)]
 pub struct Ollama {
     http: Http,
 }
