@@ -51,7 +51,8 @@ pub fn find(text: &[u8], hits: &mut Vec<Hit>) -> Result<Vec<Range<usize>>> {
 fn private_keys(text: &[u8], hits: &mut Vec<Hit>) -> Result<()> {
     let (begins, ends, body) = (KEY_BEGINS.get()?, KEY_ENDS.get()?, KEY_BODY.get()?);
     let starts: Vec<Range<usize>> = begins.find_iter(text).map(|found| found.range()).collect();
-    let last_lines: Vec<Range<usize>> = if starts.is_empty() { Vec::new() } else { ends.find_iter(text).map(|found| found.range()).collect() };
+    let last_lines: Vec<Range<usize>> =
+        if starts.is_empty() { Vec::new() } else { ends.find_iter(text).map(|found| found.range()).collect() };
     for (i, start) in starts.iter().enumerate() {
         let limit = starts.get(i + 1).map_or(text.len(), |next| next.start);
         let Some(key) = body.find(&text[start.end..limit]) else { continue };
@@ -144,7 +145,8 @@ fn next_parameter(value: &[u8]) -> usize {
 }
 
 fn is_delimiter(byte: u8) -> bool {
-    byte <= b' ' || matches!(byte, b'"' | b'\'' | b'`' | b'<' | b'>' | b',' | b';' | b'(' | b')' | b'{' | b'}' | b'[' | b']' | b'\\')
+    byte <= b' '
+        || matches!(byte, b'"' | b'\'' | b'`' | b'<' | b'>' | b',' | b';' | b'(' | b')' | b'{' | b'}' | b'[' | b']' | b'\\')
 }
 
 fn is_value(text: &[u8], range: &Range<usize>, password: bool, quoted: bool) -> bool {
@@ -159,7 +161,8 @@ fn is_code(value: &[u8]) -> bool {
     // EC_KEY_get0_public: in each part the letters are of one case, but for the first.
     let of_one_case = |part: &[u8]| {
         let rest = &part[1.min(part.len())..];
-        part.iter().all(u8::is_ascii_alphanumeric) && (!rest.iter().any(u8::is_ascii_uppercase) || !part.iter().any(u8::is_ascii_lowercase))
+        part.iter().all(u8::is_ascii_alphanumeric)
+            && (!rest.iter().any(u8::is_ascii_uppercase) || !part.iter().any(u8::is_ascii_lowercase))
     };
     let name = !value[0].is_ascii_digit() && value.split(|b| *b == b'_').all(of_one_case);
     // 16384u32, -1073741717i32, 0x8031002C; a key of hexadecimal digits is longer.

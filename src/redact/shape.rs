@@ -38,7 +38,8 @@ fn weight(pair: &[u8]) -> f64 {
 pub fn is_template(value: &[u8]) -> bool {
     const OPENERS: [&[u8]; 10] = [b"${", b"$(", b"{{", b"#{", b"%(", b"%{", b"{%", b"<%", b"***", b"..."];
     let Some((&first, &last)) = value.first().zip(value.last()) else { return true };
-    let variable = matches!(first, b'$' | b'@' | b'%') && value[1..].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'%' | b'@' | b':'));
+    let variable = matches!(first, b'$' | b'@' | b'%')
+        && value[1..].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'%' | b'@' | b':'));
     let bracketed = matches!((first, last), (b'<', b'>') | (b'{', b'}') | (b'[', b']'));
     let one_letter = value.iter().all(|b| b.eq_ignore_ascii_case(&first));
     variable || bracketed || one_letter || OPENERS.iter().any(|opener| contains(value, opener))
@@ -47,8 +48,23 @@ pub fn is_template(value: &[u8]) -> bool {
 /// A sample that documentation uses, or a run through the alphabet.
 pub fn is_sample(value: &[u8]) -> bool {
     const WORDS: [&str; 17] = [
-        "example", "placeholder", "changeme", "change_me", "change-me", "your_", "your-", "yourpass", "yourtoken", "yourkey", "insert",
-        "dummy", "redacted", "replace", "xxxx", "0123456789", "abcdefgh",
+        "example",
+        "placeholder",
+        "changeme",
+        "change_me",
+        "change-me",
+        "your_",
+        "your-",
+        "yourpass",
+        "yourtoken",
+        "yourkey",
+        "insert",
+        "dummy",
+        "redacted",
+        "replace",
+        "xxxx",
+        "0123456789",
+        "abcdefgh",
     ];
     let lower = value.to_ascii_lowercase();
     let steps = lower.windows(2).filter(|pair| pair[1] == pair[0].wrapping_add(1)).count();
@@ -98,7 +114,17 @@ fn is_well_known(value: &[u8]) -> bool {
     let rest = &lower[letters.len()..];
     let word = matches!(
         letters.as_slice(),
-        b"password" | b"passwd" | b"passphrase" | b"secret" | b"token" | b"admin" | b"test" | b"testing" | b"user" | b"apikey" | b"pass"
+        b"password"
+            | b"passwd"
+            | b"passphrase"
+            | b"secret"
+            | b"token"
+            | b"admin"
+            | b"test"
+            | b"testing"
+            | b"user"
+            | b"apikey"
+            | b"pass"
     );
     word && rest.len() <= 5
 }
