@@ -18,14 +18,14 @@ static JWT: Pattern = Pattern::new(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?
 static URL: Pattern = Pattern::new(r#"\b[A-Za-z][A-Za-z0-9+.-]{1,19}://[^\s/?#"'`]{1,512}@"#);
 
 /// What is read of a value without quotes to tell what it is; one that is longer then goes whole.
-const UNQUOTED_BYTES: usize = 256;
+const UNQUOTED_BYTES: usize = 128;
 /// `password: ..`, `"token": "..`, `API_KEY=..`, `--secret ..`, `<password>..`, `set_password("..`, `the password is ..`.
 static NAMED: Pattern = Pattern::new(concat!(
     r"(?i)(pass(?:word|wd|phrase|code)|pwd|secret|token|credential|",
     r"(?:api|app|access|account|auth|encryption|license|master|private|secret|service|shared|signing)[ _.-]?key)",
     r#"[\w.-]{0,32}(?:\\?["'`\]]){0,2}"#,
     r"(?:[ \t]{0,3}:[ \t]{0,3}&?[\w\[\]<>]{1,20}[ \t]{0,3}=|(?: [\w-]{1,20}){0,4} (?:is|was):?|[ \t]{0,8}(?:=>|:=|={1,3}|:|(,)|\(|->)|>|([ \t]))",
-    r#"[ \t]{0,8}(?:(?:\\?["'`])([^\x00-\x20"'`\\]{8,})(?:\\?["'`]|[\r\n]|\z)|([^\x00-\x20"'`<>,;(){}\[\]\\]{8,256}))"#
+    r#"[ \t]{0,8}(?:(?:\\?["'`])([^\x00-\x20"'`\\]{8,})(?:\\?["'`]|[\r\n]|\z)|([^\x00-\x20"'`<>,;(){}\[\]\\]{8,128}))"#
 ));
 static BEARER: Pattern =
     Pattern::new(r"(?i)\b(?:authorization\W{1,6}(?:bearer|basic|token|apikey)?|bearer|basic)[ \t]+([A-Za-z0-9+/=_.~-]{12,2048})");
