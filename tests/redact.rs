@@ -111,7 +111,8 @@ impl Dice {
                     continue;
                 }
             };
-            let count: String = if at.next_if_eq(&'{').is_some() { at.by_ref().take_while(|c| *c != '}').collect() } else { String::new() };
+            let count: String =
+                if at.next_if_eq(&'{').is_some() { at.by_ref().take_while(|c| *c != '}').collect() } else { String::new() };
             (0..count.parse().unwrap_or(1)).for_each(|_| out.push(char::from(*self.pick(set.as_bytes()))));
         }
         out
@@ -120,21 +121,52 @@ impl Dice {
 
 /// Keys of vendors, by their forms. No key stands here: each is drawn when the test runs.
 const VENDORS: [(&str, &str); 30] = [
-    ("AWS", r"\AKI\AA{16}"), ("GitHub", "ghp_*{36}"), ("GitHub, fine-grained", r"github_p\at_*{82}"), ("GitLab", r"glp\at-*{20}"),
-    ("Slack", r"\xo\xb-#{12}-#{12}-*{24}"), ("Stripe", "sk_live_*{24}"), ("OpenAI", r"sk-proj-*{74}T3BlbkFJ*{74}"),
-    ("Anthropic", r"sk-\ant-\api03-~{93}\A\A"), ("Google", r"\AIz\a~{35}"), ("SendGrid", "SG.*{22}.*{43}"), ("npm", "npm_*{36}"),
-    ("PyPI", r"pypi-\AgEIcHlw\aS5vcmc~{60}"), ("Hugging Face", "hf_a{34}"), ("DigitalOcean", "dop_v1_x{64}"), ("Shopify", r"shp\at_x{32}"),
-    ("Databricks", r"d\apix{32}"), ("Docker Hub", r"dckr_p\at_~{27}"), ("Doppler", r"dp.pt.*{43}"), ("Linear", r"lin_\api_*{40}"),
-    ("Postman", r"PM\AK-x{24}-x{34}"), ("Pulumi", "pul-x{40}"), ("RubyGems", "rubygems_x{48}"), ("Grafana", r"gls\a_*{32}_x{8}"),
-    ("Vault", "hvs.~{95}"), ("xAI", r"\x\ai-*{80}"), ("Groq", "gsk_*{52}"), ("Replicate", "r8_*{37}"), ("Sentry", "sntryu_x{64}"),
-    ("Figma", "figd_~{40}"), ("Perplexity", r"ppl\x-*{48}"),
+    ("AWS", r"\AKI\AA{16}"),
+    ("GitHub", "ghp_*{36}"),
+    ("GitHub, fine-grained", r"github_p\at_*{82}"),
+    ("GitLab", r"glp\at-*{20}"),
+    ("Slack", r"\xo\xb-#{12}-#{12}-*{24}"),
+    ("Stripe", "sk_live_*{24}"),
+    ("OpenAI", r"sk-proj-*{74}T3BlbkFJ*{74}"),
+    ("Anthropic", r"sk-\ant-\api03-~{93}\A\A"),
+    ("Google", r"\AIz\a~{35}"),
+    ("SendGrid", "SG.*{22}.*{43}"),
+    ("npm", "npm_*{36}"),
+    ("PyPI", r"pypi-\AgEIcHlw\aS5vcmc~{60}"),
+    ("Hugging Face", "hf_a{34}"),
+    ("DigitalOcean", "dop_v1_x{64}"),
+    ("Shopify", r"shp\at_x{32}"),
+    ("Databricks", r"d\apix{32}"),
+    ("Docker Hub", r"dckr_p\at_~{27}"),
+    ("Doppler", r"dp.pt.*{43}"),
+    ("Linear", r"lin_\api_*{40}"),
+    ("Postman", r"PM\AK-x{24}-x{34}"),
+    ("Pulumi", "pul-x{40}"),
+    ("RubyGems", "rubygems_x{48}"),
+    ("Grafana", r"gls\a_*{32}_x{8}"),
+    ("Vault", "hvs.~{95}"),
+    ("xAI", r"\x\ai-*{80}"),
+    ("Groq", "gsk_*{52}"),
+    ("Replicate", "r8_*{37}"),
+    ("Sentry", "sntryu_x{64}"),
+    ("Figma", "figd_~{40}"),
+    ("Perplexity", r"ppl\x-*{48}"),
 ];
 
 /// What a secret may stand behind, and what follows it.
 const NAMED: [(&str, &str); 12] = [
-    ("password = \"", "\""), ("DB_PASSWORD=", "\n"), ("\"api_key\": \"", "\""), ("secret_key: ", "\n"), ("token='", "'"),
-    ("client_secret := \"", "\""), ("access_token: ", ","), ("AUTH_TOKEN = '", "'"), ("--api-key ", "\n"), ("<password>", "</password>"),
-    ("The token is ", "."), ("?access_token=", "&page=2"),
+    ("password = \"", "\""),
+    ("DB_PASSWORD=", "\n"),
+    ("\"api_key\": \"", "\""),
+    ("secret_key: ", "\n"),
+    ("token='", "'"),
+    ("client_secret := \"", "\""),
+    ("access_token: ", ","),
+    ("AUTH_TOKEN = '", "'"),
+    ("--api-key ", "\n"),
+    ("<password>", "</password>"),
+    ("The token is ", "."),
+    ("?access_token=", "&page=2"),
 ];
 
 /// One thing to plant: its kind, what is private, and what stands before and behind it.
@@ -151,7 +183,14 @@ fn plant(kind: Kind, group: &str, value: String, (before, after): (&str, &str)) 
 }
 
 fn emails(dice: &mut Dice) -> Vec<Planted> {
-    let forms = ["aaaa.aaaaaa@aaaaaaa.com", "a{9}##@aaaaa.org", "aaa+aaaa@mail.a{8}.co.uk", "aaa_aaaa@a{6}-aaa.de", "a{5}'aaaa@a{7}.io", "A{3}.a{6}@a{9}.museum"];
+    let forms = [
+        "aaaa.aaaaaa@aaaaaaa.com",
+        "a{9}##@aaaaa.org",
+        "aaa+aaaa@mail.a{8}.co.uk",
+        "aaa_aaaa@a{6}-aaa.de",
+        "a{5}'aaaa@a{7}.io",
+        "A{3}.a{6}@a{9}.museum",
+    ];
     let around = [(" ", " "), ("<", ">"), ("\"", "\""), (" ", ", "), ("mailto:", "?"), ("email=", "\n"), ("(", ")")];
     let mut out = Vec::new();
     for _ in 0..50 {
@@ -188,7 +227,13 @@ fn addresses(dice: &mut Dice) -> Vec<Planted> {
         let first = 1 + dice.below(126);
         let four = format!("{first}.{}.{}.{}", dice.below(256), dice.below(256), dice.below(256));
         out.push(plant(Kind::Ip, "IPv4", four, *dice.pick(&around)));
-        let form = *dice.pick(&["2xxx:xxxx:xxxx:xxxx:xxxx:xxxx:xxxx:xxxx", "2xxx:xx::xxxx", "fe80::xxxx:xxff:fexx:xxxx", "fd00:xxxx::1", "2001:db8:xx::xx:1"]);
+        let form = *dice.pick(&[
+            "2xxx:xxxx:xxxx:xxxx:xxxx:xxxx:xxxx:xxxx",
+            "2xxx:xx::xxxx",
+            "fe80::xxxx:xxff:fexx:xxxx",
+            "fd00:xxxx::1",
+            "2001:db8:xx::xx:1",
+        ]);
         out.push(plant(Kind::Ip, "IPv6", dice.draw(form), *dice.pick(&[(" ", " "), ("[", "]:443"), ("\"", "\""), (" ", ", ")])));
     }
     out
@@ -197,7 +242,9 @@ fn addresses(dice: &mut Dice) -> Vec<Planted> {
 fn credentials(dice: &mut Dice) -> Vec<Planted> {
     let mut out = Vec::new();
     for (vendor, form) in VENDORS {
-        for around in [(" ", " "), ("\"", "\""), ("=", "\n"), (" ", ", "), ("(", ")"), (": ", ".\n"), ("`", "`"), ("Bearer ", "\n")] {
+        for around in
+            [(" ", " "), ("\"", "\""), ("=", "\n"), (" ", ", "), ("(", ")"), (": ", ".\n"), ("`", "`"), ("Bearer ", "\n")]
+        {
             out.push(plant(Kind::ApiKey, vendor, dice.draw(form), around));
         }
     }
@@ -212,10 +259,20 @@ fn credentials(dice: &mut Dice) -> Vec<Planted> {
         let scheme = *dice.pick(&["https", "postgres", "mongodb+srv", "redis", "amqp", "ftp"]);
         let form = *dice.pick(&["a{8}", "*{16}", "a{4}##!", "****%40***"]);
         let password = dice.draw(form);
-        out.push(plant(Kind::Secret, "password in a URL", password, (&format!("{scheme}://{}:", dice.draw("a{6}#")), "@db.corp.com/x")));
+        out.push(plant(
+            Kind::Secret,
+            "password in a URL",
+            password,
+            (&format!("{scheme}://{}:", dice.draw("a{6}#")), "@db.corp.com/x"),
+        ));
         let name = dice.draw("a{8}#");
         let folder = *dice.pick(&["/home/", "/Users/", r"C:\Users\", r"C:\\Users\\", "/mnt/c/Users/", "file:///home/"]);
-        out.push(plant(Kind::User, "home folder", name, (&format!(" {folder}"), *dice.pick(&["/src", "/.ssh/id", "\\x", " ", "\n"]))));
+        out.push(plant(
+            Kind::User,
+            "home folder",
+            name,
+            (&format!(" {folder}"), *dice.pick(&["/src", "/.ssh/id", "\\x", " ", "\n"])),
+        ));
     }
     for length in 32..=64 {
         for form in ["x", "*", "~"] {
@@ -238,15 +295,16 @@ fn places(text: &str) -> Vec<usize> {
 #[test]
 fn what_is_planted_in_code_and_prose_is_found() {
     let Some(data) = common::data("recall of redaction") else { return };
-    let carriers: Vec<String> = ["humanevalpack_python.jsonl", "humanevalpack_js.jsonl", "humanevalpack_rust.jsonl", "alpaca_en_demo.json"]
-        .iter()
-        .flat_map(|file| rows(&data.join("sft").join(file)))
-        .map(|row| {
-            let mut all = Vec::new();
-            texts(&row, &mut all);
-            all.join("\n")
-        })
-        .collect();
+    let carriers: Vec<String> =
+        ["humanevalpack_python.jsonl", "humanevalpack_js.jsonl", "humanevalpack_rust.jsonl", "alpaca_en_demo.json"]
+            .iter()
+            .flat_map(|file| rows(&data.join("sft").join(file)))
+            .map(|row| {
+                let mut all = Vec::new();
+                texts(&row, &mut all);
+                all.join("\n")
+            })
+            .collect();
     let redactor = Redactor::new(&[]).unwrap();
     let mut dice = Dice(42);
     let mut all = emails(&mut dice);

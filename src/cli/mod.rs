@@ -24,6 +24,7 @@ mod progress;
 mod promote;
 mod prune;
 mod record;
+mod redact;
 mod render;
 mod signal_args;
 mod stats;
@@ -79,6 +80,7 @@ enum Command {
     Status(cycle::StatusArgs),
     Stats(stats::Args),
     Init(cycle::InitArgs),
+    Redact(redact::Args),
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
@@ -131,6 +133,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => cycle::run_status(args).map(|()| Ended::Done),
         Command::Init(args) => cycle::run_init(args).map(|()| Ended::Done),
         Command::Stats(args) => stats::run(args).map(|()| Ended::Done),
+        Command::Redact(args) => redact::run(args),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
         Command::Doctor(args) => doctor::run(args),

@@ -33,16 +33,16 @@ pub enum Kind {
     Jwt,
     ApiKey,
     Secret,
-    Custom,
     Email,
     Ip,
     Phone,
     User,
+    Custom,
 }
 
 impl Kind {
     pub const ALL: [Self; 9] =
-        [Self::PrivateKey, Self::Jwt, Self::ApiKey, Self::Secret, Self::Custom, Self::Email, Self::Ip, Self::Phone, Self::User];
+        [Self::PrivateKey, Self::Jwt, Self::ApiKey, Self::Secret, Self::Email, Self::Ip, Self::Phone, Self::User, Self::Custom];
 
     /// As it stands in a placeholder.
     pub fn name(self) -> &'static str {
@@ -66,6 +66,22 @@ pub struct Redacted {
     pub text: String,
     /// In the order of the text.
     pub found: Vec<Found>,
+}
+
+impl Redacted {
+    /// The redacted text around each finding, so many bytes on each side.
+    pub fn surroundings(&self, bytes: usize) -> Vec<&str> {
+        // How much longer the text has become up to a finding.
+        let mut longer = 0isize;
+        let around = |found: &Found| {
+            let start = found.start.saturating_add_signed(longer);
+            let end = start + found.placeholder.len();
+            longer += found.placeholder.len() as isize - (found.end - found.start) as isize;
+            let (from, to) = (start.saturating_sub(bytes), (end + bytes).min(self.text.len()));
+            &self.text[self.text.floor_char_boundary(from)..self.text.ceil_char_boundary(to)]
+        };
+        self.found.iter().map(around).collect()
+    }
 }
 
 /// One thing that was taken out. It never holds the thing itself.
@@ -92,7 +108,8 @@ impl Redactor {
         let compile = |(i, source): (usize, &String)| {
             let error = |why: String| {
                 let why = why.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-                let hint = "give a regular expression without look-around and back-references, as in the regex crate: (?i)project-\\d+";
+                let hint =
+                    "give a regular expression without look-around and back-references, as in the regex crate: (?i)project-\\d+";
                 Error::usage(format!("extra pattern {} to redact ({source:?}): {why}", i + 1), hint)
             };
             let regex = RegexBuilder::new(source).build().map_err(|e| error(e.to_string()))?;
@@ -120,7 +137,12 @@ impl Redactor {
         hits.extend(users::home_folders(bytes)?.into_iter().map(|range| Hit::new(range, Kind::User, "home-folder")));
         names.find(bytes, &mut hits);
         for regex in &self.custom {
-            hits.extend(regex.find_iter(bytes).filter(|found| !found.is_empty()).map(|found| Hit::new(found.range(), Kind::Custom, "extra-pattern")));
+            hits.extend(
+                regex
+                    .find_iter(bytes)
+                    .filter(|found| !found.is_empty())
+                    .map(|found| Hit::new(found.range(), Kind::Custom, "extra-pattern")),
+            );
         }
         Ok(hits)
     }

@@ -9,8 +9,7 @@ use super::users::Names;
 use super::{Found, Hit, Kind, Redacted, Redactor};
 use crate::error::Result;
 
-static PLACEHOLDER: Pattern =
-    Pattern::new(r"<(PRIVATE_KEY|JWT|API_KEY|SECRET|CUSTOM|EMAIL|IP|PHONE|USER)_([1-9][0-9]{0,8})>");
+static PLACEHOLDER: Pattern = Pattern::new(r"<(PRIVATE_KEY|JWT|API_KEY|SECRET|CUSTOM|EMAIL|IP|PHONE|USER)_([1-9][0-9]{0,8})>");
 /// Each round finds what only shows once something else is gone. More than two are rare; more than these, a fault.
 const ROUNDS: usize = 8;
 
@@ -96,7 +95,8 @@ impl<'r> Pair<'r> {
         let (mut pieces, mut at) = (Vec::with_capacity(hits.len()), 0);
         for hit in hits {
             let Range { start, end } = hit.range;
-            let (kept, value) = text.get(at..start).zip(text.get(start..end)).ok_or_else(|| failed("a rule found half a letter"))?;
+            let (kept, value) =
+                text.get(at..start).zip(text.get(start..end)).ok_or_else(|| failed("a rule found half a letter"))?;
             let placeholder = format!("<{}_{}>", hit.kind.name(), self.number(hit.kind, value));
             redacted.text.push_str(kept);
             let out = redacted.text.len();
@@ -143,7 +143,13 @@ fn in_raw(pieces: &[Piece], out: &Range<usize>) -> Range<usize> {
         let next = pieces.partition_point(|piece| if is_end { piece.out.start < at } else { piece.out.start <= at });
         match next.checked_sub(1).map(|i| &pieces[i]) {
             None => at,
-            Some(piece) if at < piece.out.end || (is_end && at == piece.out.end) => if is_end { piece.raw.end } else { piece.raw.start },
+            Some(piece) if at < piece.out.end || (is_end && at == piece.out.end) => {
+                if is_end {
+                    piece.raw.end
+                } else {
+                    piece.raw.start
+                }
+            }
             Some(piece) => piece.raw.end + (at - piece.out.end),
         }
     };

@@ -8,7 +8,9 @@ use super::{Hit, Kind};
 use crate::error::Result;
 
 static IPV4: Pattern = Pattern::new(r"(?:\d{1,3}\.){3}\d{1,3}");
-static IPV6: Pattern = Pattern::new(r"(?i)(?:[23][0-9a-f]{3}|f[cd][0-9a-f]{2}|fe[89ab][0-9a-f]|64:ff9b|::ffff)(?::[0-9a-f]{0,4}){1,7}(?:(?:\.\d{1,3}){3})?");
+static IPV6: Pattern = Pattern::new(
+    r"(?i)(?:[23][0-9a-f]{3}|f[cd][0-9a-f]{2}|fe[89ab][0-9a-f]|64:ff9b|::ffff)(?::[0-9a-f]{0,4}){1,7}(?:(?:\.\d{1,3}){3})?",
+);
 /// What says that four numbers are a version or a chapter. Looked for right before them.
 static NUMBERED: Pattern = Pattern::new(
     r#"(?i)(?:\b(?:version|ver|release|rev|revision|build|section|chapter|clause|figure|table|tag)s?["']?[ :=]{0,3}["']?v?|\bv\.? ?|[=~><!^]= ?|[a-z]-)\z"#,
@@ -52,7 +54,8 @@ pub fn emails(text: &str, user_parts: &[Range<usize>], hits: &mut Vec<Hit>) {
 
 /// What stands before the @, back to the first character that no local part has.
 fn local_part(text: &str, at: usize) -> Range<usize> {
-    let is_local = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '%' | '+' | '-' | '\'' | '&' | '=') || is_latin(c);
+    let is_local =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '%' | '+' | '-' | '\'' | '&' | '=') || is_latin(c);
     let mut start = at;
     for (i, c) in text[..at].char_indices().rev().take(64) {
         if !is_local(c) {
@@ -102,7 +105,9 @@ pub fn addresses(text: &[u8], hits: &mut Vec<Hit>) -> Result<()> {
             || matches!(after, [b'-', letter, ..] if letter.is_ascii_alphabetic());
         let before = found.start().checked_sub(1).map(|i| text[i]);
         let inside = before.is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_'));
-        let Some(address) = std::str::from_utf8(found.as_bytes()).ok().and_then(|text| text.parse::<Ipv4Addr>().ok()) else { continue };
+        let Some(address) = std::str::from_utf8(found.as_bytes()).ok().and_then(|text| text.parse::<Ipv4Addr>().ok()) else {
+            continue;
+        };
         if !longer && !inside && is_somebodys(address) && !is_numbered(text, found.start())? {
             hits.push(Hit::new(found.range(), Kind::Ip, "ipv4"));
         }

@@ -12,8 +12,9 @@ const CODES: &str = include_str!("rules/calling_codes.tsv");
 /// `+49 30 123456`, `0049 (0)30 123456`: up to 15 digits, two signs between them at most.
 static ABROAD: Pattern = Pattern::new(r"(?:\+ ?|\b00)[1-9](?:[ .\-/()]{0,3}\d){5,17}");
 /// North America: `(201) 555-0123`, `201-555-0123`, `1-201-555-0123`, `201.555.0123`.
-static AMERICAN: Pattern =
-    Pattern::new(r"(?:\b1[ .-])?(?:\([2-9]\d\d\) ?[2-9]\d\d[ .-]\d{4}|\b[2-9]\d\d-[2-9]\d\d-\d{4}|\b[2-9]\d\d\.[2-9]\d\d\.\d{4})\b");
+static AMERICAN: Pattern = Pattern::new(
+    r"(?:\b1[ .-])?(?:\([2-9]\d\d\) ?[2-9]\d\d[ .-]\d{4}|\b[2-9]\d\d-[2-9]\d\d-\d{4}|\b[2-9]\d\d\.[2-9]\d\d\.\d{4})\b",
+);
 /// An area in brackets: `(11) 96123-4567`, `(02) 9999 1234`.
 static BRACKETED: Pattern = Pattern::new(r"\(\d{2,5}\) ?\d{2,5}(?:[ -]\d{2,5}){1,3}\b|\(0\d{1,5}\) ?\d{4,8}\b");
 /// The zero of many countries: `0171 1234567`, `0171/1234567`, `01 23 45 67 89`, `03-1234-5678`.
@@ -44,7 +45,8 @@ pub fn find(text: &[u8], hits: &mut Vec<Hit>) -> Result<()> {
         (&TRUNK, "phone-national", is_national),
     ] {
         for found in pattern.get()?.find_iter(text) {
-            let follows = matches!(&text[found.end()..], [b' ' | b'-', digit, ..] if digit.is_ascii_digit() && rule == "phone-national");
+            let follows =
+                matches!(&text[found.end()..], [b' ' | b'-', digit, ..] if digit.is_ascii_digit() && rule == "phone-national");
             if !follows && is_free(text, found.start(), found.end(), b"+-/=#$*") && fits(found.as_bytes()) {
                 hits.push(Hit::new(found.range(), Kind::Phone, rule));
             }
@@ -173,7 +175,9 @@ fn is_date(number: &[u8]) -> bool {
     let is_day = |group: &[u8]| matches!(group, [b'0'..=b'3', b'0'..=b'9'] | [b'1'..=b'9']);
     match groups[..] {
         [first, second] => is_year(first) && is_year(second),
-        [first, second, third, ..] => (is_year(first) && is_day(second) && is_day(third)) || (is_day(first) && is_day(second) && is_year(third)),
+        [first, second, third, ..] => {
+            (is_year(first) && is_day(second) && is_day(third)) || (is_day(first) && is_day(second) && is_year(third))
+        }
         _ => false,
     }
 }

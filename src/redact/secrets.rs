@@ -18,14 +18,14 @@ static JWT: Pattern = Pattern::new(r"\beyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}(?
 static URL: Pattern = Pattern::new(r#"\b[A-Za-z][A-Za-z0-9+.-]{1,19}://[^\s/?#"'`]{1,512}@"#);
 
 /// What is read of a value without quotes to tell what it is; one that is longer then goes whole.
-const UNQUOTED_BYTES: usize = 256;
+const UNQUOTED_BYTES: usize = 128;
 /// `password: ..`, `"token": "..`, `API_KEY=..`, `--secret ..`, `<password>..`, `set_password("..`, `the password is ..`.
 static NAMED: Pattern = Pattern::new(concat!(
     r"(?i)(pass(?:word|wd|phrase|code)|pwd|secret|token|credential|",
     r"(?:api|app|access|account|auth|encryption|license|master|private|secret|service|shared|signing)[ _.-]?key)",
     r#"[\w.-]{0,32}(?:\\?["'`\]]){0,2}"#,
     r"(?:[ \t]{0,3}:[ \t]{0,3}&?[\w\[\]<>]{1,20}[ \t]{0,3}=|(?: [\w-]{1,20}){0,4} (?:is|was):?|[ \t]{0,8}(?:=>|:=|={1,3}|:|(,)|\(|->)|>|([ \t]))",
-    r#"[ \t]{0,8}(?:(?:\\?["'`])([^\x00-\x20"'`\\]{8,})(?:\\?["'`]|[\r\n]|\z)|([^\x00-\x20"'`<>,;(){}\[\]\\]{8,256}))"#
+    r#"[ \t]{0,8}(?:(?:\\?["'`])([^\x00-\x20"'`\\]{8,})(?:\\?["'`]|[\r\n]|\z)|([^\x00-\x20"'`<>,;(){}\[\]\\]{8,128}))"#
 ));
 static BEARER: Pattern =
     Pattern::new(r"(?i)\b(?:authorization\W{1,6}(?:bearer|basic|token|apikey)?|bearer|basic)[ \t]+([A-Za-z0-9+/=_.~-]{12,2048})");
@@ -51,7 +51,8 @@ pub fn find(text: &[u8], hits: &mut Vec<Hit>) -> Result<Vec<Range<usize>>> {
 fn private_keys(text: &[u8], hits: &mut Vec<Hit>) -> Result<()> {
     let (begins, ends, body) = (KEY_BEGINS.get()?, KEY_ENDS.get()?, KEY_BODY.get()?);
     let starts: Vec<Range<usize>> = begins.find_iter(text).map(|found| found.range()).collect();
-    let last_lines: Vec<Range<usize>> = if starts.is_empty() { Vec::new() } else { ends.find_iter(text).map(|found| found.range()).collect() };
+    let last_lines: Vec<Range<usize>> =
+        if starts.is_empty() { Vec::new() } else { ends.find_iter(text).map(|found| found.range()).collect() };
     for (i, start) in starts.iter().enumerate() {
         let limit = starts.get(i + 1).map_or(text.len(), |next| next.start);
         let Some(key) = body.find(&text[start.end..limit]) else { continue };
@@ -144,7 +145,8 @@ fn next_parameter(value: &[u8]) -> usize {
 }
 
 fn is_delimiter(byte: u8) -> bool {
-    byte <= b' ' || matches!(byte, b'"' | b'\'' | b'`' | b'<' | b'>' | b',' | b';' | b'(' | b')' | b'{' | b'}' | b'[' | b']' | b'\\')
+    byte <= b' '
+        || matches!(byte, b'"' | b'\'' | b'`' | b'<' | b'>' | b',' | b';' | b'(' | b')' | b'{' | b'}' | b'[' | b']' | b'\\')
 }
 
 fn is_value(text: &[u8], range: &Range<usize>, password: bool, quoted: bool) -> bool {
@@ -159,7 +161,8 @@ fn is_code(value: &[u8]) -> bool {
     // EC_KEY_get0_public: in each part the letters are of one case, but for the first.
     let of_one_case = |part: &[u8]| {
         let rest = &part[1.min(part.len())..];
-        part.iter().all(u8::is_ascii_alphanumeric) && (!rest.iter().any(u8::is_ascii_uppercase) || !part.iter().any(u8::is_ascii_lowercase))
+        part.iter().all(u8::is_ascii_alphanumeric)
+            && (!rest.iter().any(u8::is_ascii_uppercase) || !part.iter().any(u8::is_ascii_lowercase))
     };
     let name = !value[0].is_ascii_digit() && value.split(|b| *b == b'_').all(of_one_case);
     // 16384u32, -1073741717i32, 0x8031002C; a key of hexadecimal digits is longer.

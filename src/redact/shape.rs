@@ -1,5 +1,7 @@
 //! What a secret looks like, when only a name says that it is one: no word, no template, no sample, and hard to guess.
 
+use std::sync::OnceLock;
+
 /// Shannon entropy of the bytes, in bits a byte.
 pub fn entropy(value: &[u8]) -> f64 {
     let mut counts = [0usize; 256];
@@ -22,23 +24,28 @@ pub fn reads_as_words(value: &[u8]) -> bool {
     letters * 5 >= value.len() * 3 && pairs >= 5 && score >= 0.2 * f64::from(pairs)
 }
 
+/// Of two letters: 1 for a common pair, 0 for a fair one.
 fn weight(pair: &[u8]) -> f64 {
-    let pair = pair.to_ascii_lowercase();
-    let is_in = |list: &str| list.as_bytes().chunks_exact(3).any(|entry| entry[1..] == pair);
-    if is_in(COMMON) {
-        1.0
-    } else if is_in(FAIR) {
-        0.0
-    } else {
-        -1.5
-    }
+    static WEIGHTS: OnceLock<[f64; 26 * 26]> = OnceLock::new();
+    let place = |pair: &[u8]| {
+        let letter = |byte: u8| usize::from(byte.to_ascii_lowercase() - b'a');
+        letter(pair[0]) * 26 + letter(pair[1])
+    };
+    let weights = WEIGHTS.get_or_init(|| {
+        let mut weights = [-1.5; 26 * 26];
+        COMMON.split_whitespace().for_each(|pair| weights[place(pair.as_bytes())] = 1.0);
+        FAIR.split_whitespace().for_each(|pair| weights[place(pair.as_bytes())] = 0.0);
+        weights
+    });
+    weights[place(pair)]
 }
 
 /// Something to be filled in, a reference to a variable, or what stands in the place of a secret already.
 pub fn is_template(value: &[u8]) -> bool {
     const OPENERS: [&[u8]; 10] = [b"${", b"$(", b"{{", b"#{", b"%(", b"%{", b"{%", b"<%", b"***", b"..."];
     let Some((&first, &last)) = value.first().zip(value.last()) else { return true };
-    let variable = matches!(first, b'$' | b'@' | b'%') && value[1..].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'%' | b'@' | b':'));
+    let variable = matches!(first, b'$' | b'@' | b'%')
+        && value[1..].iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'%' | b'@' | b':'));
     let bracketed = matches!((first, last), (b'<', b'>') | (b'{', b'}') | (b'[', b']'));
     let one_letter = value.iter().all(|b| b.eq_ignore_ascii_case(&first));
     variable || bracketed || one_letter || OPENERS.iter().any(|opener| contains(value, opener))
@@ -47,8 +54,23 @@ pub fn is_template(value: &[u8]) -> bool {
 /// A sample that documentation uses, or a run through the alphabet.
 pub fn is_sample(value: &[u8]) -> bool {
     const WORDS: [&str; 17] = [
-        "example", "placeholder", "changeme", "change_me", "change-me", "your_", "your-", "yourpass", "yourtoken", "yourkey", "insert",
-        "dummy", "redacted", "replace", "xxxx", "0123456789", "abcdefgh",
+        "example",
+        "placeholder",
+        "changeme",
+        "change_me",
+        "change-me",
+        "your_",
+        "your-",
+        "yourpass",
+        "yourtoken",
+        "yourkey",
+        "insert",
+        "dummy",
+        "redacted",
+        "replace",
+        "xxxx",
+        "0123456789",
+        "abcdefgh",
     ];
     let lower = value.to_ascii_lowercase();
     let steps = lower.windows(2).filter(|pair| pair[1] == pair[0].wrapping_add(1)).count();
@@ -98,7 +120,17 @@ fn is_well_known(value: &[u8]) -> bool {
     let rest = &lower[letters.len()..];
     let word = matches!(
         letters.as_slice(),
-        b"password" | b"passwd" | b"passphrase" | b"secret" | b"token" | b"admin" | b"test" | b"testing" | b"user" | b"apikey" | b"pass"
+        b"password"
+            | b"passwd"
+            | b"passphrase"
+            | b"secret"
+            | b"token"
+            | b"admin"
+            | b"test"
+            | b"testing"
+            | b"user"
+            | b"apikey"
+            | b"pass"
     );
     word && rest.len() <= 5
 }

@@ -15,7 +15,8 @@ fn redacted(text: &str) -> String {
 /// Each text of a list becomes the one beside it.
 #[track_caller]
 fn becomes(cases: &[(&str, &str)]) {
-    let wrong: Vec<_> = cases.iter().map(|(text, wanted)| (*text, *wanted, redacted(text))).filter(|(_, wanted, got)| wanted != got).collect();
+    let wrong: Vec<_> =
+        cases.iter().map(|(text, wanted)| (*text, *wanted, redacted(text))).filter(|(_, wanted, got)| wanted != got).collect();
     assert!(wrong.is_empty(), "text, wanted, got: {wrong:#?}");
 }
 
@@ -142,10 +143,22 @@ fn tokens_of_three_parts_and_authorizations_are_found() {
 fn a_random_value_behind_a_telling_name_is_a_secret() {
     let value = "q8Zt4Lw9Xc2Vb6Nm1Kj5";
     for (before, after) in [
-        ("password = \"", "\""), ("password='", "'"), ("DB_PASSWORD=", "\n"), ("\"api_key\": \"", "\","), ("secret: ", "\n"),
-        ("config['token'] = '", "'"), ("set_token(\"", "\")"), ("token: str = \"", "\""), ("--auth-token ", " run"),
-        ("<password>", "</password>"), ("The password is ", "."), ("client_secret := `", "`"), ("?access_token=", "&x=1"),
-        (r#"{\"token\": \""#, r#"\"}"#), ("API KEY: ", ";"), ("the token for the test server is ", ","),
+        ("password = \"", "\""),
+        ("password='", "'"),
+        ("DB_PASSWORD=", "\n"),
+        ("\"api_key\": \"", "\","),
+        ("secret: ", "\n"),
+        ("config['token'] = '", "'"),
+        ("set_token(\"", "\")"),
+        ("token: str = \"", "\""),
+        ("--auth-token ", " run"),
+        ("<password>", "</password>"),
+        ("The password is ", "."),
+        ("client_secret := `", "`"),
+        ("?access_token=", "&x=1"),
+        (r#"{\"token\": \""#, r#"\"}"#),
+        ("API KEY: ", ";"),
+        ("the token for the test server is ", ","),
     ] {
         assert_eq!(redacted(&format!("{before}{value}{after}")), format!("{before}<SECRET_1>{after}"));
     }
@@ -159,12 +172,24 @@ fn a_random_value_behind_a_telling_name_is_a_secret() {
 #[test]
 fn code_hashes_and_templates_are_no_secrets() {
     stays(&[
-        "password = input(\"Password: \")", "token = tokens[i + 1]", "let token = self.next_token2();", "password: string;",
-        "password = os.environ['PASSWORD2']", "secret = config.get(\"client_secret\", default_value)", "token = request.headers.token2.value",
-        "token_count = 12345678901234567890", "password=\"password123\"", "api_key = \"YOUR_API_KEY_HERE_123\"", "token: ${{ secrets.TOKEN2 }}",
-        "pub const PASSWORD_TOO_LONG: u32 = 2151809298u32;", "KeyToken: D3D10_RESOURCE_MISC_FLAG,", "getUserAccessToken2, setUserAccessToken3",
+        "password = input(\"Password: \")",
+        "token = tokens[i + 1]",
+        "let token = self.next_token2();",
+        "password: string;",
+        "password = os.environ['PASSWORD2']",
+        "secret = config.get(\"client_secret\", default_value)",
+        "token = request.headers.token2.value",
+        "token_count = 12345678901234567890",
+        "password=\"password123\"",
+        "api_key = \"YOUR_API_KEY_HERE_123\"",
+        "token = \"getUserAccessToken2\"",
+        "token: ${{ secrets.TOKEN2 }}",
+        "pub const PASSWORD_TOO_LONG: u32 = 2151809298u32;",
+        "KeyToken: D3D10_RESOURCE_MISC_FLAG,",
+        "getUserAccessToken2, setUserAccessToken3",
         // By themselves they tell nothing.
-        "commit 83d9cd684c87d95d656c1458ef04895a7f1cbd8e", "id 0b6bd2c1-3f7a-4e0e-9d7e-2c1f0a9b8d7e",
+        "commit 83d9cd684c87d95d656c1458ef04895a7f1cbd8e",
+        "id 0b6bd2c1-3f7a-4e0e-9d7e-2c1f0a9b8d7e",
         "assert md5('password') == '5f4dcc3b5aa765d61d8327deb882cf99'",
         "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     ]);
@@ -178,8 +203,10 @@ fn addresses_of_hosts_are_found_and_versions_are_not() {
         ("2001:DB8:0:0:8:800:200C:417A, ::ffff:192.0.2.128", "<IP_1>, <IP_2>"),
     ]);
     stays(&[
-        "127.0.0.1 0.0.0.0 255.255.255.0 ::1 ::", "version 1.2.3.4, v1.2.3.4, foo==1.2.3.4, tar-1.2.3.4.gz, \"version\": \"1.2.3.4\"",
-        "1.2.3 1.2.3.4.5 256.1.1.1 a1.2.3.4 section 3.2.1.4", "std::fmt::Debug de::fa::ce 12:34:56 a::b",
+        "127.0.0.1 0.0.0.0 255.255.255.0 ::1 ::",
+        "version 1.2.3.4, v1.2.3.4, foo==1.2.3.4, tar-1.2.3.4.gz, \"version\": \"1.2.3.4\"",
+        "1.2.3 1.2.3.4.5 256.1.1.1 a1.2.3.4 section 3.2.1.4",
+        "std::fmt::Debug de::fa::ce 12:34:56 a::b",
     ]);
 }
 
@@ -193,9 +220,18 @@ fn numbers_that_people_call_are_found_and_others_are_not() {
         ("+1 201-555-0123 24 hours a day", "<PHONE_1> 24 hours a day"),
     ]);
     stays(&[
-        "2024-01-31 10:15, 31/01/2024 12 h, 01-02-2003", "x = a +1000000007; n = 998244353", "01 02 03 04 05", "pi is 3.14159265358979",
-        "978-3-16-148410-0", "call f(1000000) 2 times", "0123456789", "$555-123-4567", "the phone costs $1200 in 2024", "1,234,567,890",
-        "11 00 55 44 77 66 88 99 aa", "id 123-45-6789 and 4111 1111 1111 1111",
+        "2024-01-31 10:15, 31/01/2024 12 h, 01-02-2003",
+        "x = a +1000000007; n = 998244353",
+        "01 02 03 04 05",
+        "pi is 3.14159265358979",
+        "978-3-16-148410-0",
+        "call f(1000000) 2 times",
+        "0123456789",
+        "$555-123-4567",
+        "the phone costs $1200 in 2024",
+        "1,234,567,890",
+        "11 00 55 44 77 66 88 99 aa",
+        "id 123-45-6789 and 4111 1111 1111 1111",
     ]);
 }
 
@@ -205,7 +241,16 @@ fn mail_addresses_are_found_and_code_is_not() {
         ("<bob.o'neil+x@mail.corp.co.uk>, to=jürgen@bücher.de.", "<<EMAIL_1>>, to=<EMAIL_2>."),
         ("mailto:bob@corp.com?subject=x", "mailto:<EMAIL_1>?subject=x"),
     ]);
-    stays(&["@app.route", "weights@self.matrix", "a@b", "icon@2x.png", "q@k.transpose(1, 2)", "x@ y.com", "pkg@1.2.3", "git@h.org"]);
+    stays(&[
+        "@app.route",
+        "weights@self.matrix",
+        "a@b",
+        "icon@2x.png",
+        "q@k.transpose(1, 2)",
+        "x@ y.com",
+        "pkg@1.2.3",
+        "git@h.org",
+    ]);
 }
 
 #[test]
@@ -245,9 +290,43 @@ fn letters_of_several_bytes_and_nul_are_texts_too() {
 /// Pieces that rules look for, put together in any order.
 fn pieces() -> impl Strategy<Value = String> {
     let piece = prop::sample::select(vec![
-        "bob@corp.com", "@", "password", ": ", "=", "\"", "q8Zt4Lw9Xc2Vb6Nm1Kj5", "/home/janedoe", "janedoe", "C:\\Users\\", "+49 30 123456", "10.1.2.3",
-        "https://", "a:b@h.org", "<EMAIL_1>", "<SECRET_2>", "token", " is ", "-----BEGIN PRIVATE KEY-----", "MIIEpAIBAAKCAQEA7bq98z1r", "eyJhbGciOiJI.",
-        "eyJzdWIiOiIx", "é", "\n", " ", ".", "phone", "0171/1234567", "fe80::1", "algolia", "Bearer ", "<", ">", "_1", "\\n", "日", "\0",
+        "bob@corp.com",
+        "@",
+        "password",
+        ": ",
+        "=",
+        "\"",
+        "q8Zt4Lw9Xc2Vb6Nm1Kj5",
+        "/home/janedoe",
+        "janedoe",
+        "C:\\Users\\",
+        "+49 30 123456",
+        "10.1.2.3",
+        "https://",
+        "a:b@h.org",
+        "<EMAIL_1>",
+        "<SECRET_2>",
+        "token",
+        " is ",
+        "-----BEGIN PRIVATE KEY-----",
+        "MIIEpAIBAAKCAQEA7bq98z1r",
+        "eyJhbGciOiJI.",
+        "eyJzdWIiOiIx",
+        "é",
+        "\n",
+        " ",
+        ".",
+        "phone",
+        "0171/1234567",
+        "fe80::1",
+        "algolia",
+        "Bearer ",
+        "<",
+        ">",
+        "_1",
+        "\\n",
+        "日",
+        "\0",
     ]);
     prop::collection::vec(piece, 0..24).prop_map(|pieces| pieces.concat())
 }

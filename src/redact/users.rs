@@ -40,7 +40,10 @@ fn is_in(list: &str, name: &[u8]) -> bool {
 
 /// Whether an account may be a person's.
 pub fn is_personal(name: &[u8]) -> bool {
-    name.iter().any(u8::is_ascii_alphanumeric) && !name.iter().all(u8::is_ascii_digit) && !is_in(NOBODY, name) && !super::shape::is_template(name)
+    name.iter().any(u8::is_ascii_alphanumeric)
+        && !name.iter().all(u8::is_ascii_digit)
+        && !is_in(NOBODY, name)
+        && !super::shape::is_template(name)
 }
 
 /// The names of home folders in a text.
@@ -86,7 +89,9 @@ fn begins_a_path(before: &[u8]) -> bool {
         let rest = rest.strip_suffix(b"/mnt").unwrap_or(rest);
         return !rest.last().is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'/'));
     }
-    !before.last().is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'/' | b'~' | b'}' | b')' | b'%'))
+    !before
+        .last()
+        .is_some_and(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_' | b'/' | b'~' | b'}' | b')' | b'%'))
 }
 
 /// The names that a pair has shown in its home folders, to be found as words.
@@ -107,7 +112,8 @@ impl Names {
             }
         }
         if new {
-            let automaton = AhoCorasick::builder().ascii_case_insensitive(true).match_kind(MatchKind::LeftmostLongest).build(&self.known);
+            let automaton =
+                AhoCorasick::builder().ascii_case_insensitive(true).match_kind(MatchKind::LeftmostLongest).build(&self.known);
             self.search = Some(automaton.map_err(|error| failed(&format!("the names of home folders: {error}")))?);
         }
         Ok(())

@@ -100,8 +100,7 @@ fn read() -> std::result::Result<Vendor, String> {
         .iter()
         .map(|keyword| (0..rules.len()).filter(|i| rules[*i].keywords.iter().any(|k| k == keyword)).collect())
         .collect();
-    let automaton =
-        AhoCorasick::builder().ascii_case_insensitive(true).build(&keywords).map_err(|error| error.to_string())?;
+    let automaton = AhoCorasick::builder().ascii_case_insensitive(true).build(&keywords).map_err(|error| error.to_string())?;
     Ok(Vendor { rules, allowed: patterns(file.allowed), keywords: automaton, waiting })
 }
 

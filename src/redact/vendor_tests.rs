@@ -93,3 +93,20 @@ fn every_pattern_of_the_rule_set_compiles() {
         rules.iter().flat_map(|rule| rule.patterns().filter_map(|p| p.get().err())).map(|e| e.to_string()).collect();
     assert!(bad.is_empty(), "{bad:#?}");
 }
+
+#[test]
+fn a_form_without_entropy_or_without_its_vendor_is_no_key() {
+    let rule = |id: &str| vendor().unwrap().rules.iter().find(|rule| rule.id == id).unwrap();
+    assert!(is_found(rule("github-pat"), &format!("{}{}", "gh", "p_x9K2mQ7vL4pR8wZ3tB6nJ1hF5dS0aG9cY2u7")));
+    assert!(!is_found(rule("github-pat"), &format!("gh{}{}", "p_", "ab".repeat(18))));
+    let hex = "3f9a1c7e5b2d8064f1e3a7c95b0d2864";
+    assert!(is_found(rule("twilio-api-key"), &format!("Twilio {}{hex}", "SK")));
+    assert!(!is_found(rule("twilio-api-key"), &format!("{}{hex}", "SK")));
+    // Upstream ends a key with a quote, a space or a semicolon; a sentence ends it, too.
+    for end in [",", ".", ")", "\n", "\"", "</b>"] {
+        assert!(
+            is_found(rule("sentry-user-token"), &format!("it is {}{hex}{}{end}", "sntryu_", "8e1d4b7a20c95f3681d7e4a0b9c2f536")),
+            "{end:?}"
+        );
+    }
+}
