@@ -39,6 +39,7 @@ pub struct Hall {
     spoken: u64,
     /// Commands that `npm run` and its like announced.
     announced: Vec<String>,
+    banner: Banner,
     cut_lines: u64,
 }
 
@@ -71,6 +72,8 @@ impl Default for Hall {
             ],
             spoken: 0,
             announced: Vec::new(),
+            // bun tells its command first of all.
+            banner: Banner::Yarn,
             cut_lines: 0,
         }
     }
@@ -114,15 +117,36 @@ impl Hall {
         &self.announced
     }
 
+    /// npm and pnpm tell `> shop@1.0.0 check`, then `> tsc --noEmit`; yarn `yarn run v1.22.22`, then `$ tsc --noEmit`; bun the
+    /// latter alone, as its first line. Elsewhere such lines are anybody's.
     fn is_announcement(&mut self, line: &str) -> bool {
-        let command = line.strip_prefix("> ").or_else(|| line.strip_prefix("$ "));
-        if let Some(command) = command
-            && self.announced.len() < MAX_ANNOUNCED
-        {
+        let before = std::mem::replace(&mut self.banner, Banner::None);
+        let command = match (line.strip_prefix("> "), line.strip_prefix("$ "), before) {
+            (Some(command), _, Banner::Npm) => command,
+            (Some(package), ..) if package.split_whitespace().next().is_some_and(|name| name.contains('@')) => {
+                self.banner = Banner::Npm;
+                return true;
+            }
+            (_, Some(command), Banner::Yarn) => command,
+            _ if line.starts_with("yarn run v") => {
+                self.banner = Banner::Yarn;
+                return true;
+            }
+            _ => return line.starts_with("Done in "),
+        };
+        if self.announced.len() < MAX_ANNOUNCED {
             self.announced.push(command.to_owned());
         }
-        command.is_some() || line.starts_with("yarn run ") || line.starts_with("Done in ")
+        true
     }
+}
+
+/// What a package manager said in the line before.
+#[derive(Clone, Copy)]
+enum Banner {
+    None,
+    Npm,
+    Yarn,
 }
 
 /// Reads a file of lines. What was asked for must be in it.

@@ -77,7 +77,7 @@ pub fn run(command: &[OsString], meaning: Option<Meaning>, reports: impl FnOnce(
     let mut child = Command::new(program);
     child.args(args).stdin(Stdio::inherit()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // SAFETY: only calls signal(), which is async-signal-safe, between fork and exec.
-    unsafe { child.pre_exec(|| passing::restore_for_child()) };
+    unsafe { child.pre_exec(passing::restore_for_child) };
     let mut child = child.spawn().map_err(Error::io("start", Path::new(program)))?;
     guard.started(child.id());
     let ears = [Ear::listen(child.stdout.take(), "stdout"), Ear::listen(child.stderr.take(), "stderr")];

@@ -84,10 +84,14 @@ fn tools_that_say_nothing_where_all_is_well_are_known_by_their_command() {
     let observed = judged(npm, WELL, None);
     let RunResult { compile_pass, type_errors, lint_errors, .. } = observed.result;
     assert_eq!((compile_pass, type_errors, lint_errors), (Some(true), Some(0), Some(0)));
+    assert_eq!(judged("yarn run v1.22.22\n$ eslint .\nDone in 0.50s.\n", WELL, None).result.lint_errors, Some(0));
+    assert_eq!(judged("$ tsc --noEmit\n", WELL, None).result.type_errors, Some(0));
+    // Anybody may print a prompt and a command.
+    assert!(judged("To check, run\n\n$ tsc --noEmit\n> eslint .\n", WELL, None).is_empty());
     // It failed and said nothing: that is not known.
     assert!(judged(npm, End { exit: 1, ..WELL }, None).is_empty());
     // What it said is not overwritten.
-    let said = judged("> tsc --noEmit\na.ts(1,1): error TS2322: no.\n", WELL, None);
+    let said = judged("> shop@1.0.0 types\n> tsc --noEmit\na.ts(1,1): error TS2322: no.\n", WELL, None);
     assert_eq!((said.result.compile_pass, said.result.type_errors), (Some(false), Some(1)));
 }
 
