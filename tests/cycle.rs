@@ -59,7 +59,7 @@ fn what_was_recorded_becomes_a_version_that_serves_and_the_next_one_needs_news()
     import(&peer, &root, 280, 2, Split::Train);
     says(&peer.retune_ok(&root, &["cycle", "--dry-run"]), &["tools: would begin a cycle", "60 held out", "nothing serves yet"]);
     assert_eq!(Store::open(&root).unwrap().cycles(None, 9).unwrap(), [], "a dry run begins nothing");
-    let made = cycle(&peer, &root, &["--max-steps", "60", "--max-tokens", "48"]);
+    let made = cycle(&peer, &root, &["--max-steps", "200", "--max-tokens", "48"]);
     assert_eq!(made["outcome"], "promoted", "{made}");
     let stages: Vec<&str> = made["stages"].as_array().unwrap().iter().map(|s| s["stage"].as_str().unwrap()).collect();
     assert_eq!(stages, ["export", "train", "register", "evaluate", "promote"]);
@@ -72,9 +72,13 @@ fn what_was_recorded_becomes_a_version_that_serves_and_the_next_one_needs_news()
     let folder = root.join(".agent/cycles/1");
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap();
     let (train, held_out) = (read("train.jsonl"), read("held_out.jsonl"));
-    assert_eq!((train.lines().count(), held_out.lines().count()), (made["stages"][0]["detail"]["train"].as_u64().unwrap() as usize, 60));
+    assert_eq!(
+        (train.lines().count(), held_out.lines().count()),
+        (made["stages"][0]["detail"]["train"].as_u64().unwrap() as usize, 60)
+    );
     let requests = |text: &str| -> Vec<String> {
-        let request = |line: &str| serde_json::from_str::<Value>(line).unwrap()["messages"][0]["content"].as_str().unwrap().to_owned();
+        let request =
+            |line: &str| serde_json::from_str::<Value>(line).unwrap()["messages"][0]["content"].as_str().unwrap().to_owned();
         text.lines().map(request).collect()
     };
     let trained = requests(&train);
@@ -83,12 +87,18 @@ fn what_was_recorded_becomes_a_version_that_serves_and_the_next_one_needs_news()
 
     let again = cycle(&peer, &root, &[]);
     assert_eq!(again["outcome"], "nothing", "{again}");
-    says(again["message"].as_str().unwrap(), &["0 of 20 eligible runs since the last export", "0 of 20 examples that the last training"]);
+    says(
+        again["message"].as_str().unwrap(),
+        &["0 of 20 eligible runs since the last export", "0 of 20 examples that the last training"],
+    );
 
     // A paraphrase of what is held out, recorded later, stays out: the line is where it was.
     let held = requests(&held_out);
     let file = root.join("leak.jsonl");
-    let leak: String = held.iter().map(|r| json!({"prompt": format!("{} ", r.to_uppercase()), "completion": "leaked"}).to_string() + "\n").collect();
+    let leak: String = held
+        .iter()
+        .map(|r| json!({"prompt": format!("{} ", r.to_uppercase()), "completion": "leaked"}).to_string() + "\n")
+        .collect();
     fs::write(&file, leak).unwrap();
     peer.retune_ok(&root, &["import", file.to_str().unwrap(), "--role", "tools", "--source", "somebody"]);
     import(&peer, &root, 60, 3, Split::HeldOut);
@@ -101,6 +111,46 @@ fn what_was_recorded_becomes_a_version_that_serves_and_the_next_one_needs_news()
     assert!(requests(&train).iter().all(|request| !held_before.contains(request)));
 }
 
+/// HumanEvalPack as three roles: prompt to solution, buggy code to solution, code to verdict.
+#[test]
+fn real_code_goes_through_cycles_of_three_roles() {
+    let Some(data) = ollama_peer::data_file("sft") else { return };
+    let Some(peer) = Peer::start(Kind::Current) else { return };
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    fs::create_dir_all(root.join(".agent")).unwrap();
+    let settings = json!({
+        "autoExport": {"minRuns": 50}, "autoTrain": {"minExamples": 100, "minNew": 50, "baseModel": "demo", "loraRank": 4, "batchSize": 4, "gradAccum": 1},
+        "evaluation": {"minItems": 10},
+    });
+    fs::write(root.join(".agent/learning-config.json"), settings.to_string()).unwrap();
+    let shapes = [
+        ("coder", "{{ prompt }}", "{{ canonical_solution }}"),
+        ("fixer", "Fix it ({{ failure_symptoms }}):\n{{ declaration }}{{ buggy_solution }}", "{{ canonical_solution }}"),
+        ("judge", "Is it right?\n{{ declaration }}{{ canonical_solution }}", "pass"),
+        ("judge", "Is it right?\n{{ declaration }}{{ buggy_solution }}", "fail"),
+    ];
+    for language in ["rust", "python", "js"] {
+        let file = data.join(format!("humanevalpack_{language}.jsonl"));
+        for (role, prompt, output) in shapes {
+            let source = ["--source", "HumanEvalPack", "--terms", "MIT", "--task", "task_id", "--json"];
+            let what = ["import", file.to_str().unwrap(), "--role", role, "--prompt", prompt, "--output", output];
+            let said: Value = serde_json::from_str(&peer.retune_ok(root, &[&what[..], &source].concat())).unwrap();
+            assert_eq!((&said["taken"], &said["refused"]), (&json!(164), &json!(0)), "{said}");
+        }
+    }
+    let said = peer.retune_ok(root, &["cycle", "--max-steps", "2", "--max-tokens", "0", "--json"]);
+    let made: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let roles: Vec<&str> = made.iter().map(|report| report["role"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["coder", "fixer", "judge"]);
+    for report in &made {
+        let stages = report["stages"].as_array().unwrap();
+        assert!(stages.len() >= 4, "{report}");
+        assert_eq!(stages[2]["digest"], peer.digest(stages[2]["detail"]["name"].as_str().unwrap()), "{report}");
+        assert!(stages[0]["detail"]["train"].as_u64().unwrap() >= 100, "{report}");
+    }
+}
+
 #[test]
 fn a_cycle_that_is_killed_anywhere_carries_on_and_ends_as_if_nothing_had_been() {
     let Some(peer) = Peer::start(Kind::Current) else { return };
@@ -110,10 +160,21 @@ fn a_cycle_that_is_killed_anywhere_carries_on_and_ends_as_if_nothing_had_been() 
     let whole = scratch.path().join("whole");
     project(&peer, &whole, "whole", 84);
     let output = peer.retune(&whole, &[("RETUNE_FAULT_LOG", log.to_str().unwrap())], &args);
-    let made: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
+    let made: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", String::from_utf8_lossy(&output.stderr)));
     assert_eq!(made["outcome"], "promoted", "{made}");
     let points = common::fault_points(&log);
-    for wanted in ["stage export", "commit snapshot", "commit begin of a cycle", "stage register", "http create", "commit evaluation", "http copy", "commit stage promote", "committed end of a cycle"] {
+    for wanted in [
+        "stage export",
+        "commit snapshot",
+        "commit begin of a cycle",
+        "stage register",
+        "http create",
+        "commit evaluation",
+        "http copy",
+        "commit stage promote",
+        "committed end of a cycle",
+    ] {
         assert!(points.iter().any(|point| point.starts_with(wanted)), "no '{wanted}' among {points:#?}");
     }
     let digest = |made: &Value, stage: usize| made["stages"][stage]["digest"].clone();
@@ -131,8 +192,8 @@ fn a_cycle_that_is_killed_anywhere_carries_on_and_ends_as_if_nothing_had_been() 
         let ended = store.cycles(None, 9).unwrap().first().is_some_and(|cycle| cycle.ended_at.is_some());
         drop(store);
         let output = peer.retune(&root, &[], &args);
-        let again: Value =
-            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{when}: {}", String::from_utf8_lossy(&output.stderr)));
+        let again: Value = serde_json::from_slice(&output.stdout)
+            .unwrap_or_else(|_| panic!("{when}: {}", String::from_utf8_lossy(&output.stderr)));
         let store = Store::open(&root).unwrap();
         assert_eq!(store.damage().unwrap(), None, "{when}");
         let cycles = store.cycles(None, 9).unwrap();
@@ -149,7 +210,8 @@ fn a_cycle_that_is_killed_anywhere_carries_on_and_ends_as_if_nothing_had_been() 
         assert!(peer.digest(&format!("k{n}-tools:v2")).is_empty(), "{when}: registered twice");
         let moves: Vec<_> = store.moves(None).unwrap().into_iter().filter(|m| m.is_done()).collect();
         assert_eq!(moves.len(), 1, "{when}: {moves:?}");
-        let left: Vec<String> = common::files(&root.join(".agent")).into_iter().filter(|file| file.ends_with(".partial")).collect();
+        let left: Vec<String> =
+            common::files(&root.join(".agent")).into_iter().filter(|file| file.ends_with(".partial")).collect();
         assert_eq!(left, [""; 0], "{when}: half files");
         for model in ["latest", "v1"] {
             peer.cli(&["rm", &format!("k{n}-tools:{model}")]);
@@ -160,9 +222,11 @@ fn a_cycle_that_is_killed_anywhere_carries_on_and_ends_as_if_nothing_had_been() 
     assert!(killed >= 40, "only {killed} points");
 }
 
-/// Each point once; of a point that is passed many times (the writes of one file) the first and the last. `RETUNE_EVERY_POINT=1`: all.
+/// Every commit, stage and HTTP call, and of each file the moments before it is written and before it takes its name.
+/// `RETUNE_EVERY_POINT=1` takes all the others, too, which tests/kill.rs and tests/kill_deploy.rs kill at in their own commands.
 fn chosen(points: &[String]) -> Vec<usize> {
     let every = std::env::var_os("RETUNE_EVERY_POINT").is_some();
-    let is_edge = |n: &usize| !points[..*n].contains(&points[*n]) || !points[n + 1..].contains(&points[*n]);
-    (0..points.len()).filter(|n| every || is_edge(n)).collect()
+    let taken = |n: &usize| ["commit", "stage", "http", "rename", "write"].iter().any(|start| points[*n].starts_with(start));
+    let is_first = |n: &usize| !points[..*n].contains(&points[*n]);
+    (0..points.len()).filter(|n| every || taken(n) && is_first(n)).collect()
 }

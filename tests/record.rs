@@ -37,7 +37,10 @@ fn a_run_is_recorded_by_flags_and_by_json_and_once() {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path();
     let flags = ["record", "--role", "coder", "--id", "a", "--prompt", "p", "--output", "o", "--compile-pass", "true"];
-    says(&ok(root, &[&flags[..], &["--tests-passed", "3", "--tests-total", "4"]].concat(), ""), &["run 1 (a) is recorded: reward 0.88, from 50%"]);
+    says(
+        &ok(root, &[&flags[..], &["--tests-passed", "3", "--tests-total", "4"]].concat(), ""),
+        &["run 1 (a) is recorded: reward 0.88, from 50%"],
+    );
     says(&ok(root, &flags, ""), &["run 1 (a) was recorded already; nothing was changed"]);
     let runs = [
         json!({"role": "fixer", "id": "b", "prompt": "x", "output": "y", "result": {"lint_errors": 5}, "model": "m", "cost_tokens": 10, "duration_ms": 5}),
@@ -45,11 +48,19 @@ fn a_run_is_recorded_by_flags_and_by_json_and_once() {
         json!({"role": "judge", "result": {"human_accept": true}}),
     ];
     let lines: String = runs.iter().map(|run| format!("{run}\n")).collect();
-    let said: Vec<Value> =
-        ok(root, &["record", "-", "--json"], &format!("\u{feff}{lines}")).lines().map(|l| serde_json::from_str(l).unwrap()).collect();
-    assert_eq!(said.iter().map(|s| (s["number"].as_i64().unwrap(), s["repeated"].as_bool().unwrap())).collect::<Vec<_>>(), [(2, false), (1, true), (3, false)]);
+    let said: Vec<Value> = ok(root, &["record", "-", "--json"], &format!("\u{feff}{lines}"))
+        .lines()
+        .map(|l| serde_json::from_str(l).unwrap())
+        .collect();
+    assert_eq!(
+        said.iter().map(|s| (s["number"].as_i64().unwrap(), s["repeated"].as_bool().unwrap())).collect::<Vec<_>>(),
+        [(2, false), (1, true), (3, false)]
+    );
     let stats: Value = serde_json::from_str(&ok(root, &["stats", "--json"], "")).unwrap();
-    assert_eq!((&stats["all"]["runs"], &stats["by_role"]["fixer"]["reward"], &stats["by_model"]["m"]["tokens"]), (&json!(3), &json!(0.5), &json!(10.0)));
+    assert_eq!(
+        (&stats["all"]["runs"], &stats["by_role"]["fixer"]["reward"], &stats["by_model"]["m"]["tokens"]),
+        (&json!(3), &json!(0.5), &json!(10.0))
+    );
     let told = ok(root, &["stats"], "");
     assert!(told.lines().all(|line| line.chars().count() <= 80), "{told}");
 }
@@ -59,13 +70,19 @@ fn what_is_wrong_is_named_and_what_stood_before_it_is_recorded() {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path();
     let input = "{\"role\": \"coder\"}\n{\"role\": \"coder\", \"reslt\": {}}\n{\"role\": \"coder\"}\n";
-    says(&refusal(1, &retune(root, &["record", "-"], input), "an unknown field"), &["run 2", "unknown field `reslt`", "the 1 before it are recorded"]);
+    says(
+        &refusal(1, &retune(root, &["record", "-"], input), "an unknown field"),
+        &["run 2", "unknown field `reslt`", "the 1 before it are recorded"],
+    );
     assert_eq!(Store::open(root).unwrap().stats(None, 10).unwrap().all.runs, 1);
     says(&refusal(1, &retune(root, &["record", "-"], ""), "nothing"), &["holds no run"]);
     says(&refusal(1, &retune(root, &["record", "-"], "{\"role\": \"coder\""), "cut"), &["run 1", "EOF"]);
     says(&refusal(2, &retune(root, &["record"], ""), "no role"), &["nothing says which role", "--role coder"]);
     says(&refusal(2, &retune(root, &["record", "--role", "Coder"], ""), "a role with a capital"), &["the role is 'Coder'"]);
-    says(&refusal(2, &retune(root, &["record", "--role", "coder", "--tests-passed", "5", "--tests-total", "4"], ""), "too many"), &["more than tests_total"]);
+    says(
+        &refusal(2, &retune(root, &["record", "--role", "coder", "--tests-passed", "5", "--tests-total", "4"], ""), "too many"),
+        &["more than tests_total"],
+    );
     fs::write(root.join(".agent/learning-config.json"), "{\"redaction\": {\"extraPatterns\": [\"(\"]}}").unwrap();
     says(&refusal(2, &retune(root, &["record", "--role", "coder"], ""), "a pattern that is none"), &["extra pattern 1"]);
 }
@@ -97,7 +114,7 @@ fn votes_change_the_reward_and_weights_recompute_it() {
 fn a_command_that_is_watched_gives_a_run_its_verdict() {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path();
-    let printed = "echo 'test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s'";
+    let printed = "printf 'running 3 tests\ntest a ... ok\ntest b ... ok\ntest c ... ok\n\ntest result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n'";
     let root_text = root.to_str().unwrap();
     let watch = |more: &[&str]| {
         let args = [&["watch", "--root", root_text], more, &["--", "sh", "-c", printed]].concat();
@@ -120,7 +137,12 @@ fn two_processes_that_record_at_once_lose_nothing() {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path();
     let feed = |who: usize| -> String {
-        (0..300).map(|n| json!({"role": "coder", "id": format!("{}-{n}", who % 3), "prompt": format!("p{n}"), "output": "o"}).to_string() + "\n").collect()
+        (0..300)
+            .map(|n| {
+                json!({"role": "coder", "id": format!("{}-{n}", who % 3), "prompt": format!("p{n}"), "output": "o"}).to_string()
+                    + "\n"
+            })
+            .collect()
     };
     // Six writers, each run told by two of them.
     std::thread::scope(|scope| {
@@ -139,10 +161,15 @@ fn two_processes_that_record_at_once_lose_nothing() {
 fn what_a_reviewer_says_decides() {
     let scratch = tempfile::tempdir().unwrap();
     let root = scratch.path();
-    let rows: String = (0..12).map(|n| json!({"prompt": format!("question number {n}"), "completion": format!("answer {n}")}).to_string() + "\n").collect();
+    let rows: String = (0..12)
+        .map(|n| json!({"prompt": format!("question number {n}"), "completion": format!("answer {n}")}).to_string() + "\n")
+        .collect();
     fs::write(root.join("rows.jsonl"), rows).unwrap();
     let file = root.join("rows.jsonl");
-    says(&ok(root, &["import", file.to_str().unwrap(), "--role", "coder", "--source", "us"], ""), &["12 rows: 12 taken, 0 there already, 0 refused"]);
+    says(
+        &ok(root, &["import", file.to_str().unwrap(), "--role", "coder", "--source", "us"], ""),
+        &["12 rows: 12 taken, 0 there already, 0 refused"],
+    );
     let parts = |root: &Path| -> Vec<(i64, String)> {
         let list = ok(root, &["review", "--role", "coder", "--json"], "");
         let part = |line: &str| {
@@ -163,10 +190,16 @@ fn what_a_reviewer_says_decides() {
     assert_eq!(part(&trained), "train");
     let better = root.join("better");
     fs::write(&better, "a better answer").unwrap();
-    says(&ok(root, &["review", "--run", &trained, "--edited", better.to_str().unwrap()], ""), &["is learnt from as run 13 has it"]);
+    says(
+        &ok(root, &["review", "--run", &trained, "--edited", better.to_str().unwrap()], ""),
+        &["is learnt from as run 13 has it"],
+    );
     assert_eq!((part(&trained).as_str(), part("13").as_str()), ("left_out", "train"));
     says(&refusal(2, &retune(root, &["review", "--role", "coder"], ""), "no terminal"), &["there is no terminal", "--list"]);
-    says(&refusal(2, &retune(root, &["export", "--role", "fixer"], ""), "no such role"), &["no runs of fixer", "there are: coder"]);
+    says(
+        &refusal(2, &retune(root, &["export", "--role", "fixer"], ""), "no such role"),
+        &["no runs of fixer", "there are: coder"],
+    );
 }
 
 #[test]
@@ -180,5 +213,58 @@ fn a_project_begins_with_settings_that_read_and_stays_out_of_repositories() {
     says(&fs::read_to_string(root.join(".agent/.gitignore")).unwrap(), &["*", "!learning-config.json"]);
     says(&ok(&root, &["init"], ""), &["reads well; nothing was changed"]);
     fs::write(root.join(".agent/learning-config.json"), "{\"autoTrian\": {}}").unwrap();
-    says(&refusal(1, &retune(&root, &["init"], ""), "a misspelt setting"), &["unknown setting 'autoTrian'", "did you mean 'autoTrain'?"]);
+    says(
+        &refusal(1, &retune(&root, &["init"], ""), "a misspelt setting"),
+        &["unknown setting 'autoTrian'", "did you mean 'autoTrain'?"],
+    );
+}
+
+#[test]
+fn what_is_enough_begins_a_cycle_in_a_process_of_its_own_and_a_failure_is_told_once() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path();
+    fs::create_dir(root.join(".agent")).unwrap();
+    let told = root.join("told.json");
+    let settings = json!({
+        "autoExport": {"minRuns": 1}, "autoTrain": {"minExamples": 1, "minNew": 1, "baseModel": "demo"},
+        "alerts": {"command": format!("cat > '{}'", told.display())},
+    });
+    fs::write(root.join(".agent/learning-config.json"), settings.to_string()).unwrap();
+    let record = |id: &str, switch: &str| {
+        let args = [
+            "record",
+            "--role",
+            "coder",
+            "--id",
+            id,
+            "--prompt",
+            "p",
+            "--output",
+            "o",
+            "--compile-pass",
+            "true",
+            "--lint-errors",
+            "0",
+        ];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_retune"));
+        command.args(args).arg("--root").arg(root).env("OLLAMA_HOST", "127.0.0.1:1").env("ENABLE_AUTO_FINETUNE", switch);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert_eq!(record("a", "false"), "");
+    says(&record("b", "true"), &["there is enough for coder: a cycle has begun", "cycle.log"]);
+    let store = Store::open(root).unwrap();
+    let ended = || store.cycles(None, 9).unwrap().into_iter().find_map(|cycle| cycle.outcome);
+    let start = std::time::Instant::now();
+    while ended().is_none() || !told.exists() {
+        assert!(start.elapsed().as_secs() < 120, "{:?}", fs::read_to_string(root.join(".agent/cycle.log")));
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    }
+    // One task cannot be trained on and held out.
+    assert_eq!(ended().as_deref(), Some("failed"));
+    says(&fs::read_to_string(root.join(".agent/cycle.log")).unwrap(), &["error:", "too few tasks to hold any out"]);
+    says(&fs::read_to_string(&told).unwrap(), &["cycle_failed", "too few tasks"]);
+    assert_eq!(record("c", "true"), "", "somebody has to look at it first");
+    assert_eq!(store.cycles(None, 9).unwrap().len(), 1);
 }

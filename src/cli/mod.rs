@@ -84,7 +84,7 @@ enum Command {
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
-    Watch(watch::Args),
+    Watch(Box<watch::Args>),
     /// Holds a verifier's command for one item; retune starts this itself
     #[command(name = "__confine", hide = true)]
     Confine,

@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
     if stats.all.runs == 0 {
         return say!("no runs are recorded yet: `retune record --help` shows how");
     }
-    say!("{:28} {:>6} {:>8} {:>8} {:>9} {:>9} {:>7}", "", "runs", "reward", "tokens", "ms", "compiles", "tests")?;
+    say!("{:26} {:>6} {:>8} {:>8} {:>9} {:>9} {:>7}", "", "runs", "reward", "tokens", "ms", "compiles", "tests")?;
     line(&format!("the last {}", stats.all.runs), &stats.all)?;
     for (title, groups) in [("model", &stats.by_model), ("prompt variant", &stats.by_prompt_variant), ("role", &stats.by_role)] {
         group(title, groups)?;
@@ -50,9 +50,9 @@ fn line(name: &str, means: &Means) -> Result<()> {
     let number = |value: Option<f64>, digits: usize| value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"));
     let percent = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |value| format!("{:.0}%", 100.0 * value));
     let short: String =
-        if name.chars().count() > 28 { name.chars().take(27).chain(['\u{2026}']).collect() } else { name.to_owned() };
+        if name.chars().count() > 26 { name.chars().take(25).chain(['\u{2026}']).collect() } else { name.to_owned() };
     say!(
-        "{short:28} {:>6} {:>8} {:>8} {:>9} {:>9} {:>7}",
+        "{short:26} {:>6} {:>8} {:>8} {:>9} {:>9} {:>7}",
         means.runs,
         number(means.reward, 3),
         number(means.tokens, 0),

@@ -124,7 +124,7 @@ fn kinds(value: &Value, path: &Path) -> Result<Config> {
             let alone = Value::Object(Map::from_iter([(key.clone(), value.clone())]));
             serde_json::from_value::<Config>(alone).err().map(|error| (key.clone(), error))
         };
-        let (section, error) = sections.filter_map(one.clone()).next().map_or((String::new(), error), |found| found);
+        let (section, error) = sections.filter_map(one).next().map_or((String::new(), error), |found| found);
         Error::file(path, format!("{section}: {error}"), "mend the value; docs/config.md says what each setting may be")
     })
 }

@@ -292,9 +292,9 @@ impl Store {
         self.read(|db| {
             db.query_row(
                 "SELECT count(*) FROM (SELECT 1 FROM runs WHERE role = ?1 AND has_texts = 1 AND id > ?2 AND may_train
-                     AND coalesce(review, 1) = 1 AND coalesce(vote, 1) >= 0.5
-                     AND (review = 1 OR vote >= ?3 OR (evidence <> 'self_reported'
-                         AND (demonstration OR (reward >= ?3 AND observed_weight >= ?4))))
+                     AND (review = 1 OR (review IS NULL AND coalesce(vote, 1) >= 0.5
+                         AND (vote >= ?3 OR demonstration
+                             OR (evidence <> 'self_reported' AND reward >= ?3 AND observed_weight >= ?4))))
                  LIMIT ?5)",
                 params![role, after, eligible.min_reward, eligible.min_observed, most],
                 |row| row.get(0),

@@ -221,3 +221,58 @@ fn two_that_write_at_once_lose_nothing() {
     assert_eq!(store.moves(None).unwrap().len(), 100);
     assert_eq!(store.damage().unwrap(), None);
 }
+
+thread_local! {
+    static ASKED: std::cell::RefCell<std::collections::BTreeSet<String>> = const { std::cell::RefCell::new(std::collections::BTreeSet::new()) };
+}
+
+#[test]
+fn no_question_about_runs_walks_through_all_of_them() {
+    use rusqlite::trace::{TraceEvent, TraceEventCodes};
+    let root = tempfile::tempdir().unwrap();
+    let mut store = Store::open(root.path()).unwrap();
+    let note = |event: TraceEvent| {
+        if let TraceEvent::Stmt(_, sql) = event {
+            ASKED.with_borrow_mut(|asked| asked.insert(sql.to_owned()));
+        }
+    };
+    store.db.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(note));
+    let eligible = Eligible { min_reward: 0.7, min_observed: 0.5 };
+    let weights = crate::domain::Weights { compile: 1.0, tests: 1.0, errors: 1.0, human: 1.0, half_errors: 5.0 };
+    store.stats(None, 100).unwrap();
+    store.stats(Some("coder"), 100).unwrap();
+    store.count_eligible("coder", eligible, 7, 100).unwrap();
+    store.candidates("coder").unwrap();
+    store.newest_run("coder").unwrap();
+    store.roles().unwrap();
+    store.run("a").unwrap();
+    store.run("7").unwrap();
+    store.texts(7).unwrap();
+    store.result(7).unwrap();
+    store.recompute_rewards(&weights, 10).unwrap();
+    store.last_snapshot("coder").unwrap();
+    store.snapshot_runs(1).unwrap();
+    store.last_training("coder").unwrap();
+    store.open_cycle("coder").unwrap();
+    store.db.trace_v2(TraceEventCodes::empty(), None::<fn(TraceEvent)>);
+    let asked: Vec<String> = ASKED.take().into_iter().filter(|sql| sql.trim_start().starts_with("SELECT")).collect();
+    assert!(asked.len() >= 14, "{asked:#?}");
+    for sql in &asked {
+        let plan: Vec<String> = store
+            .read(|db| {
+                let mut plan = db.prepare(&format!("EXPLAIN QUERY PLAN {sql}"))?;
+                let mut rows = plan.raw_query();
+                let mut lines = Vec::new();
+                while let Some(row) = rows.next()? {
+                    lines.push(row.get::<_, String>(3)?);
+                }
+                Ok(lines)
+            })
+            .unwrap();
+        // The newest runs of all roles are the end of the table itself.
+        let newest = sql.contains("ORDER BY id DESC LIMIT") && !sql.contains("WHERE role");
+        let walks = |line: &&String| line.starts_with("SCAN ") && !line.contains("USING") && !(line.ends_with(" r") || newest);
+        assert_eq!(plan.iter().filter(walks).collect::<Vec<_>>(), [""; 0], "{sql}\n{plan:#?}");
+        assert!(!plan.iter().any(|line| line.contains("USE TEMP B-TREE FOR ORDER BY")), "{sql}\n{plan:#?}");
+    }
+}

@@ -109,3 +109,60 @@ pub fn is_due(store: &Store, config: &Config, role: &str) -> Result<bool> {
 }
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+#[cfg(test)]
+mod tests {
+    use retune_kernels::rng::Rng;
+
+    use super::*;
+    use crate::curate::eligible;
+    use crate::domain::{Evidence, NewRun, RunResult, Source};
+    use crate::pipeline::record::{Recorder, Said};
+
+    /// The store counts as curation judges, whatever a run is like.
+    #[test]
+    fn what_is_counted_is_what_may_be_learnt_from() {
+        let root = tempfile::tempdir().unwrap();
+        let mut store = Store::open(root.path()).unwrap();
+        let recorder = Recorder::new(&Config::default()).unwrap();
+        let mut rng = Rng::new(1);
+        for n in 0..400 {
+            let mut one_in = |n: u64| rng.below(n) == 0;
+            let result = RunResult {
+                compile_pass: (!one_in(3)).then(|| !one_in(3)),
+                human_accept: one_in(8).then(|| one_in(2)),
+                lint_errors: one_in(2).then_some(if one_in(2) { 0 } else { 9 }),
+                ..RunResult::default()
+            };
+            let run = NewRun {
+                id: Some(format!("r{n}")),
+                role: "coder".to_owned(),
+                prompt: Some(format!("p{n}")),
+                output: (!one_in(9)).then(|| "o".to_owned()),
+                result,
+                evidence: if one_in(6) { Evidence::SelfReported } else { Evidence::Executed },
+                source: one_in(6).then(|| Source { name: "gpt-4o".to_owned(), ..Source::default() }),
+                ..NewRun::default()
+            };
+            let demonstration = one_in(5);
+            let recorded = recorder.record(&mut store, &[run], demonstration).unwrap().remove(0);
+            if one_in(3) {
+                let score = [0.0, 0.4, 0.5, 0.6, 0.7, 1.0][rng.below(6) as usize];
+                let said = Said { user: "u".to_owned(), score: Some(score), ..Said::default() };
+                recorder.feedback(&mut store, &recorded.id, &said).unwrap();
+            }
+            if rng.below(5) == 0 {
+                store.review(recorded.number, Some(rng.below(2) == 0)).unwrap();
+            }
+        }
+        let settings = Settings::default();
+        let limits = Eligible { min_reward: settings.min_reward, min_observed: settings.min_observed };
+        for after in [0, 200] {
+            let candidates = store.candidates("coder").unwrap();
+            let judged = candidates.iter().filter(|run| run.run > after && eligible(run, &settings).is_ok()).count();
+            assert!(judged > 40, "{judged}");
+            assert_eq!(store.count_eligible("coder", limits, after, 1000).unwrap(), judged);
+            assert_eq!(store.count_eligible("coder", limits, after, 7).unwrap(), 7);
+        }
+    }
+}

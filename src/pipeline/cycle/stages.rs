@@ -252,7 +252,8 @@ impl Run<'_, '_> {
                 ..Rules::default()
             },
             root: root.clone(),
-            report: None,
+            // One name, so that a second try replaces what a killed one left.
+            report: Some(root.join(format!(".agent/reports/cycle-{}.html", self.id))),
         };
         let registry = self.request.server.registry();
         let champion = Champion::open(registry, &root, &plan.prefix, &plan.role, self.listeners.note)?.now()?;
