@@ -47,7 +47,7 @@ fn output_and_exit_code_are_the_commands_own() {
     assert_eq!(watched.status.code(), Some(7));
     let said = text(&watched.stderr);
     assert!(said.contains("retune: nothing that it printed is known"), "{said}");
-    assert!(said.ends_with("retune: nothing was seen\n"), "{said}");
+    assert!(said.ends_with("retune: nothing was seen (not recorded: give --role, or --run)\n"), "{said}");
 }
 
 #[test]
@@ -55,7 +55,7 @@ fn megabytes_go_through_unchanged() {
     let script = "head -c 30000000 /dev/zero | tr '\\0' 'x'; echo; seq 1 400000; echo '==== 2 passed in 0.01s ===='";
     let (bare, watched) = (Command::new("sh").args(["-c", script]).output().unwrap(), shell(&[], script));
     assert!(watched.stdout == bare.stdout, "{} bytes, expected {}", watched.stdout.len(), bare.stdout.len());
-    assert_eq!(text(&watched.stderr), "retune: 2 of 2 tests passed\n");
+    assert_eq!(text(&watched.stderr), "retune: 2 of 2 tests passed (not recorded: give --role, or --run)\n");
 }
 
 #[test]
@@ -66,7 +66,11 @@ fn what_a_tool_prints_is_its_verdict() {
     assert_eq!(json["result"], json!({"compile_pass": false, "type_errors": 3}));
     assert_eq!((&json["exit"], &json["signal"]), (&json!(101), &Value::Null));
     assert_eq!(json["signals"][0], json!({"metric": "compile_pass", "value": 0.0, "from": "stderr (cargo's text)"}));
-    assert!(text(&output.stderr).ends_with("retune: did not compile, 3 type errors\n"), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stderr).ends_with("retune: did not compile, 3 type errors (not recorded: give --role, or --run)\n"),
+        "{}",
+        text(&output.stderr)
+    );
     // A report that is printed, behind the words of a package manager; the line before it has no end of its own.
     let script = format!("echo '> shop@1.0.0 lint'; cat {}; printf open", fixture("eslint.json"));
     let json = json_of(&shell(&["--json"], &script));
@@ -349,7 +353,10 @@ fn an_endless_line_and_endless_output_do_not_fill_the_memory() {
     };
     let output = command.output().unwrap();
     let stderr = text(&output.stderr);
-    assert!(output.status.success() && stderr.ends_with("retune: 1 of 1 test passed\n"), "{stderr}");
+    assert!(
+        output.status.success() && stderr.ends_with("retune: 1 of 1 test passed (not recorded: give --role, or --run)\n"),
+        "{stderr}"
+    );
     assert!(stderr.contains("a report of more than 64 MiB is not read"), "{stderr}");
 }
 
