@@ -98,6 +98,9 @@ pub fn run(args: &Args) -> Result<Ended> {
     Ok(if checked.has_problems() { Ended::WithProblems } else { Ended::Done })
 }
 
+/// Characters of a reason at most, where not all is shown.
+const REASON: usize = 240;
+
 /// How a report is printed.
 struct Shown {
     /// Findings of a kind at most.
@@ -116,8 +119,9 @@ impl Shown {
                 marked(rendered, colour)
             )?;
         }
-        say!("{}: {} rows, {}", checked.file.display(), checked.rows, checked.kind)?;
-        let has: Vec<String> = [
+        let rows = if checked.rows == 1 { "row" } else { "rows" };
+        say!("{}: {} {rows}, {}", checked.file.display(), checked.rows, checked.kind)?;
+        let has = [
             (checked.with_system, "with a system text"),
             (checked.with_tools, "with tools"),
             (checked.many_turns, "with several answers"),
@@ -143,7 +147,7 @@ impl Shown {
         let told = |name: &str, lengths: &Option<Lengths>| match lengths {
             None => Ok(()),
             Some(Lengths { min, median, p95, max, longest_row, sum }) => {
-                say!("  {name:<12} min {min}, median {median}, 95% {p95}, max {max} (row {longest_row}); {sum} in all")
+                say!("  {name:<12} min {min}, median {median}, 95% up to {p95}, max {max} (row {longest_row}); {sum} in all")
             }
         };
         told(checked.unit, &checked.length)?;
@@ -153,32 +157,33 @@ impl Shown {
     fn findings(&self, checked: &Checked) -> Result<()> {
         let twin = |sign: &str, twin: &Twin| format!("{} {sign} {}", twin.row, twin.of);
         let row = |row: &usize| row.to_string();
-        self.list("same", "are the same as an earlier one", &checked.exact, |t| twin("=", t))?;
-        self.list("near", "are nearly the same as an earlier one", &checked.near, |t| {
+        self.list("same", "that an earlier row has already", &checked.exact, |t| twin("=", t))?;
+        self.list("near", "nearly the same as an earlier row", &checked.near, |t| {
             format!("{} ({:.2})", twin("~", t), t.likeness)
         })?;
-        self.list("asked again", "ask what an earlier one asks, with another answer", &checked.same_request, |t| {
+        self.list("asked again", "with another answer to an earlier row's request", &checked.same_request, |t| {
             twin("asks as", t)
         })?;
-        self.list("empty", "have an empty answer", &checked.empty, row)?;
-        self.list("looping", "have an answer that ends in a loop", &checked.looping, row)?;
+        self.list("empty", "with an empty answer", &checked.empty, row)?;
+        self.list("looping", "with an answer that ends in a loop", &checked.looping, row)?;
         if let Some(max_length) = checked.max_length {
-            let what = format!("are longer than {max_length} tokens and would be cut");
+            let what = format!("longer than {max_length} tokens, to be cut");
             self.list("cut", &what, &checked.cut, row)?;
-            let what = format!("have nothing to train in their first {max_length} tokens and would be left out");
+            let what = format!("with nothing to train in the first {max_length} tokens, to be left out");
             self.list("no target", &what, &checked.without_target, row)?;
         }
-        self.list("PROBLEM", "are the same as an earlier one, and marked the other way", &checked.contradictions, |t| {
-            twin("=", t)
-        })?;
-        self.reasons("do not read", checked.unreadable.iter().map(|u| (u.reason.as_str(), format!("line {}", u.line))))?;
-        self.reasons("do not render", checked.unrendered.iter().map(|u| (u.reason.as_str(), format!("row {}", u.row))))?;
+        self.list("PROBLEM", "marked otherwise than an earlier row that is the same", &checked.contradictions, |t| twin("=", t))?;
+        self.reasons("unreadable", checked.unreadable.iter().map(|u| (u.reason.as_str(), format!("line {}", u.line))))?;
+        self.reasons(
+            "refused by the template",
+            checked.unrendered.iter().map(|u| (u.reason.as_str(), format!("row {}", u.row))),
+        )?;
         if let Some(against) = &checked.against {
             let shown = against.display();
             if checked.contaminated.is_empty() {
                 say!("  {:<12} no row repeats one of {shown}", "held out")?;
             }
-            self.list("PROBLEM", &format!("repeat a row of {shown}"), &checked.contaminated, |c| {
+            self.list("PROBLEM", &format!("repeating a row of {shown}"), &checked.contaminated, |c| {
                 format!("row {} shares {} with its row {}", c.row, c.shared, c.held_out_row)
             })?;
         }
@@ -208,8 +213,12 @@ impl Shown {
         by_reason.sort_by_key(|(_, places)| std::cmp::Reverse(places.len()));
         let more = by_reason.len().saturating_sub(self.most);
         for (reason, places) in by_reason.iter().take(self.most) {
-            let rows = if places.len() == 1 { "row" } else { "rows" };
-            say!("  {:<12} {} {rows} {what}: {reason} ({})", "PROBLEM", places.len(), self.first(places.iter().cloned()))?;
+            let reason = if reason.chars().count() > REASON && self.most < usize::MAX {
+                reason.chars().take(REASON).chain("...".chars()).collect()
+            } else {
+                (*reason).to_owned()
+            };
+            say!("  {:<12} {} {what}: {reason} ({})", "PROBLEM", places.len(), self.first(places.iter().cloned()))?;
         }
         if more > 0 {
             say!("  {:<12} ... and {more} other reasons (--all shows them)", "")?

@@ -164,8 +164,8 @@ pub fn check(request: &CheckRequest, rendering: Option<Rendering>) -> Result<Che
         near: Vec::new(),
         same_request: Vec::new(),
         contradictions: Vec::new(),
-        empty: rows_of(&units, |example| example.messages.iter().any(|turn| turn.is_learnt() && says_nothing(turn))),
-        looping: rows_of(&units, |example| example.messages.iter().any(|turn| turn.is_learnt() && is_looping(&turn.content))),
+        empty: rows_of(&units, says_nothing),
+        looping: rows_of(&units, |turn| is_looping(&turn.content)),
         against: request.against.clone(),
         contaminated: Vec::new(),
         samples: Vec::new(),
@@ -277,8 +277,13 @@ fn count(units: &[Unit], is: impl Fn(&Example) -> bool) -> usize {
     units.iter().filter(|unit| unit.examples.iter().any(&is)).count()
 }
 
-fn rows_of(units: &[Unit], is: impl Fn(&Example) -> bool) -> Vec<usize> {
-    units.iter().filter(|unit| unit.examples.iter().any(&is)).map(|unit| unit.row).collect()
+/// The rows with such a turn among those that are to be learnt; a bad answer may be what it likes.
+fn rows_of(units: &[Unit], is: impl Fn(&Message) -> bool) -> Vec<usize> {
+    let has = |unit: &&Unit| {
+        let good = unit.examples.iter().zip(unit.good).filter(|(_, good)| **good);
+        good.flat_map(|(example, _)| &example.messages).any(|turn| turn.is_learnt() && is(turn))
+    };
+    units.iter().filter(has).map(|unit| unit.row).collect()
 }
 
 fn says_nothing(turn: &Message) -> bool {
