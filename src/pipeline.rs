@@ -1,6 +1,7 @@
 //! From a base and rows to an adapter in its folder: the stages in their order.
 
 pub mod champion;
+pub mod check;
 pub mod convert;
 pub mod cycle;
 mod dataset;

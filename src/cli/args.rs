@@ -38,10 +38,7 @@ impl BaseArgs {
     }
 
     pub fn system_text(&self) -> Result<Option<String>> {
-        let read = |path: &PathBuf| {
-            std::fs::read_to_string(path).map(|t| t.trim_end_matches('\n').to_owned()).map_err(Error::io("read", path))
-        };
-        self.system.as_ref().map(read).transpose()
+        system_text(self.system.as_deref())
     }
 
     pub fn template(&self, base: &Base) -> Result<Template> {
@@ -56,6 +53,13 @@ impl BaseArgs {
             long: length.long.into(),
         })
     }
+}
+
+/// The text of a file, less the newlines at its end.
+pub fn system_text(path: Option<&Path>) -> Result<Option<String>> {
+    let read =
+        |path: &Path| std::fs::read_to_string(path).map(|t| t.trim_end_matches('\n').to_owned()).map_err(Error::io("read", path));
+    path.map(read).transpose()
 }
 
 /// The settings of a project; what a user should know of them is told.

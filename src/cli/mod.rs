@@ -10,6 +10,7 @@ macro_rules! say {
 mod args;
 mod convert;
 mod cycle;
+mod data;
 mod demo;
 mod deploy;
 mod doctor;
@@ -81,6 +82,7 @@ enum Command {
     Stats(stats::Args),
     Init(cycle::InitArgs),
     Redact(redact::Args),
+    Data(data::Args),
     Render(render::Args),
     Tokenize(tokenize::Args),
     Doctor(doctor::Args),
@@ -134,6 +136,7 @@ pub fn main() -> ExitCode {
         Command::Init(args) => cycle::run_init(args).map(|()| Ended::Done),
         Command::Stats(args) => stats::run(args).map(|()| Ended::Done),
         Command::Redact(args) => redact::run(args),
+        Command::Data(args) => data::run(args),
         Command::Render(args) => render::run(args).map(|()| Ended::Done),
         Command::Tokenize(args) => tokenize::run(args).map(|()| Ended::Done),
         Command::Doctor(args) => doctor::run(args),

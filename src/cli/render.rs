@@ -71,7 +71,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The text with what is trained marked in it.
-fn marked(rendered: &Rendered, colour: bool) -> String {
+pub(super) fn marked(rendered: &Rendered, colour: bool) -> String {
     let (open, close) = if colour { ("\x1b[32m", "\x1b[0m") } else { ("⟦", "⟧") };
     let mut out = String::new();
     let mut position = 0;

@@ -7,8 +7,8 @@ use super::words::{self, ByHash, Digest, Said};
 use crate::domain::Example;
 use crate::error::Result;
 
-/// How far an estimate may lie below the threshold: three deviations at .8.
-const MARGIN: f64 = 0.15;
+/// How far an estimate may lie below the threshold: five deviations at .8, as an estimate that is too low hides a duplicate.
+const MARGIN: f64 = 0.25;
 /// So many may stand in one bucket, so that time stays linear whatever a set holds. Others of the same band are found by their other bands.
 const IN_A_BUCKET: usize = 64;
 /// So many of the likeliest are compared by their texts.

@@ -273,6 +273,27 @@ fn a_pair_is_a_good_and_a_bad_answer_to_one_request() {
 }
 
 #[test]
+fn the_digest_is_of_the_texts_and_their_parts_alone() {
+    let all = Recorded::tasks(120);
+    let first = all.curate();
+    // The same work recorded in another order, under other numbers.
+    let mut again = Recorded::default();
+    for run in all.runs.iter().rev() {
+        let turns = &all.texts[&run.run].messages;
+        again.add(&run.group, &turns[1].content, &turns[2].content);
+    }
+    let second = again.curate();
+    assert_eq!(first.digest, second.digest);
+    assert_ne!(first.train, second.train);
+    assert!(first.digest.starts_with("sha256:") && first.digest.len() == 71);
+    let mut other = all.clone();
+    other.texts.get_mut(&1).unwrap().messages[2].content.push('x');
+    assert_ne!(first.digest, other.curate().digest);
+    let trained = all.runs.iter().map(|run| (run.group.clone(), Part::Train)).collect();
+    assert_ne!(first.digest, all.curate_with(&trained, &Settings::default()).digest);
+}
+
+#[test]
 fn an_error_of_the_texts_is_handed_on() {
     let all = Recorded::tasks(3);
     let error = curate(&all.runs, &HashMap::new(), &mut |_| Err(crate::Error::data("gone", "look")), &Settings::default());

@@ -50,33 +50,16 @@ pub fn read(path: &Path) -> Result<Rows> {
 /// Reads a whole file as a training wants it; a row of another kind is an error that says which training it is for.
 pub fn read_as(path: &Path, wanted: Wanted) -> Result<Rows> {
     let bytes = super::map_file(path)?;
-    let mut rows = Rows { examples: Vec::new(), good: Vec::new(), unpaired: 0, trailing_user_turns: 0, unwanted_rows: 0 };
-    let known = if wanted == Wanted::GoodWork { shapes::KNOWN } else { preferences::KNOWN };
+    let mut rows = Rows::new();
+    let known = known(wanted);
     let mut read = 0;
     for row in Scanner::new(&bytes) {
         let Scanned { number, line, value } = row.map_err(|(line, problem)| no_row(path, line, &problem))?;
         read = number;
-        let answers = match wanted {
-            Wanted::GoodWork => shapes::example(value).map(|shaped| Vec::from_iter(shaped.map(|shaped| (shaped, true)))),
-            Wanted::Pairs => preferences::pair(value).map(Vec::from),
-            Wanted::Labelled => preferences::labelled(value),
-            Wanted::Prompts => preferences::asked(value),
-        };
-        let answers = answers.map_err(|problem| {
+        rows.take(number, value, wanted).map_err(|problem| {
             let hint = if problem.hint == shapes::KNOWN { known.to_owned() } else { problem.hint };
             Error::file(path, format!("line {line} (row {number}): {}", problem.message), hint)
         })?;
-        match answers.len() {
-            0 => rows.unwanted_rows += 1,
-            2 if wanted == Wanted::Labelled => rows.unpaired += 1,
-            _ => {}
-        }
-        for (mut shaped, good) in answers {
-            shaped.example.row = number;
-            rows.trailing_user_turns += usize::from(shaped.dropped_user_turn);
-            rows.examples.push(shaped.example);
-            rows.good.push(good);
-        }
     }
     if rows.examples.is_empty() {
         let message =
@@ -85,6 +68,87 @@ pub fn read_as(path: &Path, wanted: Wanted) -> Result<Rows> {
         return Err(Error::file(path, message, hint));
     }
     Ok(rows)
+}
+
+/// A row that does not read.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Unreadable {
+    /// Where it begins, or where it breaks off; from 1.
+    pub line: usize,
+    /// From 1.
+    pub row: usize,
+    pub reason: String,
+}
+
+/// Reads what reads of a file, and tells of every row that does not. Behind broken JSON it goes on at the next line that begins a
+/// row; in an array there is none.
+///
+/// # Errors
+/// A file that cannot be opened.
+pub fn read_what_reads(path: &Path, wanted: Wanted) -> Result<(Rows, Vec<Unreadable>)> {
+    let bytes = super::map_file(path)?;
+    let (mut rows, mut unreadable) = (Rows::new(), Vec::new());
+    let mut scanner = Scanner::new(&bytes);
+    loop {
+        match scanner.next() {
+            None => return Ok((rows, unreadable)),
+            Some(Ok(Scanned { number: row, line, value })) => {
+                if let Err(problem) = rows.take(row, value, wanted) {
+                    unreadable.push(Unreadable { line, row, reason: problem.message });
+                }
+            }
+            Some(Err((line, reason))) => {
+                unreadable.push(Unreadable { line, row: scanner.number + 1, reason });
+                scanner.go_on();
+            }
+        }
+    }
+}
+
+/// What a file is for, as its first row says that reads as JSON; good work where none does.
+///
+/// # Errors
+/// A file that cannot be opened.
+pub fn kind(path: &Path) -> Result<Wanted> {
+    let bytes = super::map_file(path)?;
+    let first = Scanner::new(&bytes).next();
+    Ok(match first.and_then(Result::ok).map(|scanned| scanned.value) {
+        Some(Value::Object(row)) if preferences::is_pair(&row) => Wanted::Pairs,
+        Some(Value::Object(row)) if preferences::LABELS.iter().any(|key| row.contains_key(*key)) => Wanted::Labelled,
+        _ => Wanted::GoodWork,
+    })
+}
+
+fn known(wanted: Wanted) -> &'static str {
+    if wanted == Wanted::GoodWork { shapes::KNOWN } else { preferences::KNOWN }
+}
+
+impl Rows {
+    fn new() -> Self {
+        Self { examples: Vec::new(), good: Vec::new(), unpaired: 0, trailing_user_turns: 0, unwanted_rows: 0 }
+    }
+
+    /// Takes a row as it is wanted.
+    fn take(&mut self, number: usize, value: Value, wanted: Wanted) -> Result<(), shapes::Problem> {
+        let answers = match wanted {
+            Wanted::GoodWork => shapes::example(value).map(|shaped| Vec::from_iter(shaped.map(|shaped| (shaped, true)))),
+            Wanted::Pairs => preferences::pair(value).map(Vec::from),
+            Wanted::Labelled => preferences::labelled(value),
+            Wanted::Prompts => preferences::asked(value),
+        }?;
+        match answers.len() {
+            0 => self.unwanted_rows += 1,
+            2 if wanted == Wanted::Labelled => self.unpaired += 1,
+            _ => {}
+        }
+        for (mut shaped, good) in answers {
+            shaped.example.row = number;
+            self.trailing_user_turns += usize::from(shaped.dropped_user_turn);
+            self.examples.push(shaped.example);
+            self.good.push(good);
+        }
+        Ok(())
+    }
 }
 
 /// Every row as it stands in the file; row N is the N-1st.
@@ -227,6 +291,18 @@ impl<'a> Scanner<'a> {
                 Err((line + error.line() - 1, problem))
             }
         }
+    }
+
+    /// Behind a value that does not parse: counts it, and stands at the next line that begins an object.
+    fn go_on(&mut self) {
+        self.number += 1;
+        if self.in_array {
+            return;
+        }
+        let rest = &self.bytes[self.at..];
+        let starts = (1..rest.len()).find(|&i| rest[i] == b'{' && rest[i - 1] == b'\n');
+        self.advance(starts.unwrap_or(rest.len()));
+        self.done = false;
     }
 
     fn end_of_array(&mut self) -> Result<Option<Scanned>, Problem> {

@@ -172,6 +172,48 @@ fn errors_name_the_line_and_what_was_found() {
 }
 
 #[test]
+fn every_row_that_does_not_read_is_told_and_the_others_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    let good = "{\"prompt\": \"p\", \"completion\": \"c\"}";
+    let told = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        let (rows, unreadable) = read_what_reads(&path, Wanted::GoodWork).unwrap();
+        let read: Vec<usize> = rows.examples.iter().map(|example| example.row).collect();
+        (read, unreadable.into_iter().map(|u| (u.line, u.row, u.reason)).collect::<Vec<_>>())
+    };
+    let text = format!("{good}\n{{\"prompt\": \n{good}\nhello\n\n{{\"question\": \"q\"}}\n{good}\n{{\"prompt\": \"p\", ");
+    let (read, unreadable) = told(&text);
+    assert_eq!(read, [1, 3, 6]);
+    let places: Vec<_> = unreadable.iter().map(|(line, row, _)| (*line, *row)).collect();
+    assert_eq!(places, [(4, 2), (4, 4), (6, 5), (8, 7)], "{unreadable:?}");
+    assert!(unreadable[0].2.starts_with("invalid JSON"), "{unreadable:?}");
+    assert_eq!(unreadable[1].2, "expected a JSON object that starts with {, found \"hello\"");
+    assert_eq!(unreadable[2].2, "has the keys [question], which is no shape that is known");
+    // An array has no lines to go on at.
+    assert_eq!(
+        told(&format!("[{good}, {good}")),
+        (vec![1, 2], vec![(1, 3, "the file ends inside of its array: it is cut".to_owned())])
+    );
+    assert_eq!(told(""), (vec![], vec![]));
+}
+
+#[test]
+fn the_first_row_says_what_a_file_is_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    for (row, expected) in [
+        ("{\"prompt\": \"p\", \"completion\": \"c\"}", Wanted::GoodWork),
+        ("[{\"prompt\": \"p\", \"chosen\": \"c\", \"rejected\": \"r\"}]", Wanted::Pairs),
+        ("{\"prompt\": \"p\", \"completion\": \"c\", \"label\": true}", Wanted::Labelled),
+        ("no JSON", Wanted::GoodWork),
+    ] {
+        std::fs::write(&path, row).unwrap();
+        assert_eq!(kind(&path).unwrap(), expected, "{row}");
+    }
+}
+
+#[test]
 fn a_missing_file_says_cannot_open() {
     let error = read(Path::new("/no/such/rows.jsonl")).unwrap_err();
     assert!(error.to_string().starts_with("cannot open /no/such/rows.jsonl"), "{error}");
