@@ -97,6 +97,18 @@ fn read_group(folder: &Path, [limit, used]: [&str; 2]) -> Option<Group> {
     Some(Group { limit: number(limit)?, used: number(used)?.saturating_sub(inactive.unwrap_or(0)) })
 }
 
+/// Minutes since midnight, where the user lives.
+pub fn local_minute() -> u32 {
+    // SAFETY: localtime_r writes only the given struct, which is plain data, and reads the time behind the first pointer.
+    let local = unsafe {
+        let now = libc::time(std::ptr::null_mut());
+        let mut local: libc::tm = std::mem::zeroed();
+        libc::localtime_r(&raw const now, &raw mut local);
+        local
+    };
+    (local.tm_hour * 60 + local.tm_min).clamp(0, 24 * 60 - 1) as u32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,16 +153,4 @@ mod tests {
         assert!(free_disk_bytes(&folder.path().join("a/b/c")).unwrap().abs_diff(free) < free / 2 + (1 << 30));
         assert!(memory().is_none_or(|m| m.available_bytes > 1 << 20));
     }
-}
-
-/// Minutes since midnight, where the user lives.
-pub fn local_minute() -> u32 {
-    // SAFETY: localtime_r writes only the given struct, which is plain data, and reads the time behind the first pointer.
-    let local = unsafe {
-        let now = libc::time(std::ptr::null_mut());
-        let mut local: libc::tm = std::mem::zeroed();
-        libc::localtime_r(&raw const now, &raw mut local);
-        local
-    };
-    (local.tm_hour * 60 + local.tm_min).clamp(0, 24 * 60 - 1) as u32
 }

@@ -65,6 +65,9 @@ pub struct Args {
     /// One seed, one result
     #[arg(long, default_value_t = 42)]
     seed: u64,
+    /// How merged matrices are stored, as of `retune deploy --type`; also for a cycle that is carried on
+    #[arg(long = "type", value_name = "TYPE")]
+    merge_type: Option<String>,
     /// What is to serve it
     #[arg(long, value_enum, default_value = "ollama")]
     runtime: Runtime,
@@ -159,6 +162,7 @@ impl Args {
             config: config.clone(),
             plan,
             force: self.force,
+            merge_type: self.merge_type.as_deref().map(str::parse).transpose()?,
             server,
             verifier: self.verifier.as_ref().map(|command| Verifier::new(command.clone())).transpose()?,
             judge: self.judge.as_ref().map(|name| JudgeModel::open(Ollama::from_env()?, name)).transpose()?,

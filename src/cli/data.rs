@@ -121,7 +121,7 @@ impl Shown {
         }
         let rows = if checked.rows == 1 { "row" } else { "rows" };
         say!("{}: {} {rows}, {}", checked.file.display(), checked.rows, checked.kind)?;
-        let has = [
+        let has: Vec<String> = [
             (checked.with_system, "with a system text"),
             (checked.with_tools, "with tools"),
             (checked.many_turns, "with several answers"),

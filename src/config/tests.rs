@@ -49,7 +49,7 @@ fn what_a_file_leaves_out_has_its_default() {
     let loaded = parse("\u{feff}{\"autoTrain\": {\"loraRank\": 8}}").unwrap();
     assert_eq!(loaded.config.auto_train.lora_rank, 8);
     assert_eq!(loaded.config.auto_train.lora_alpha, 32.0);
-    assert_eq!(loaded.config.enabled, true);
+    assert!(loaded.config.enabled);
     assert_eq!(parse("{}").unwrap(), Loaded { config: Config::default(), warnings: Vec::new() });
 }
 

@@ -56,11 +56,11 @@ pub fn eligible(run: &Candidate, settings: &Settings) -> Result<(), LeftOut> {
         _ => {}
     }
     let Some(reward) = run.reward else { return not(Why::Unobserved) };
-    // Written so that what is no number is not enough.
-    if !(reward >= asked) {
+    // What is no number is not enough.
+    if reward.is_nan() || reward < asked {
         return not(Why::LowReward { reward, asked });
     }
-    if !(run.observed_weight >= settings.min_observed) {
+    if run.observed_weight.is_nan() || run.observed_weight < settings.min_observed {
         return not(Why::LittleObserved { observed: run.observed_weight, asked: settings.min_observed });
     }
     Ok(())

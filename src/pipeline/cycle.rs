@@ -22,6 +22,7 @@ use crate::deploy::llama_server::LlamaServer;
 use crate::error::{Error, Result};
 use crate::evaluate::judge_model::JudgeModel;
 use crate::evaluate::verifier::Verifier;
+use crate::export::merge::MergeType;
 use crate::fault;
 use crate::runtime::Registry;
 use crate::runtime::alert::{self, Alert};
@@ -96,6 +97,8 @@ pub struct CycleRequest {
     pub plan: Plan,
     /// Also where the thresholds are not met, or a stage is switched off.
     pub force: bool,
+    /// How merged matrices are stored; not of the plan, as it is what a registration that fails asks to change.
+    pub merge_type: Option<MergeType>,
     pub server: Server,
     /// As the plan names them, ready to run.
     pub verifier: Option<Verifier>,

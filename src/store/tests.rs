@@ -236,7 +236,7 @@ fn no_question_about_runs_walks_through_all_of_them() {
             ASKED.with_borrow_mut(|asked| asked.insert(sql.to_owned()));
         }
     };
-    store.db.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(note));
+    store.db.trace_v2(TraceEventCodes::SQLITE_TRACE_STMT, Some(note)).unwrap();
     let eligible = Eligible { min_reward: 0.7, min_observed: 0.5 };
     let weights = crate::domain::Weights { compile: 1.0, tests: 1.0, errors: 1.0, human: 1.0, half_errors: 5.0 };
     store.stats(None, 100).unwrap();
@@ -254,7 +254,7 @@ fn no_question_about_runs_walks_through_all_of_them() {
     store.snapshot_runs(1).unwrap();
     store.last_training("coder").unwrap();
     store.open_cycle("coder").unwrap();
-    store.db.trace_v2(TraceEventCodes::empty(), None::<fn(TraceEvent)>);
+    store.db.trace_v2(TraceEventCodes::empty(), None::<fn(TraceEvent)>).unwrap();
     let asked: Vec<String> = ASKED.take().into_iter().filter(|sql| sql.trim_start().starts_with("SELECT")).collect();
     assert!(asked.len() >= 14, "{asked:#?}");
     for sql in &asked {

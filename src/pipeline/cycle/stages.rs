@@ -201,7 +201,7 @@ impl Run<'_, '_> {
             prefix: plan.prefix.clone(),
             role: plan.role.clone(),
             mode: Mode::Auto,
-            merge_type: None,
+            merge_type: self.request.merge_type,
             root: self.request.root.clone(),
             promote: Promote::No,
             parameters: Parameters {
