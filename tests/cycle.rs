@@ -89,7 +89,7 @@ fn what_was_recorded_becomes_a_version_that_serves_and_the_next_one_needs_news()
     assert_eq!(again["outcome"], "nothing", "{again}");
     says(
         again["message"].as_str().unwrap(),
-        &["0 of 20 eligible runs since the last export", "0 of 20 examples that the last training"],
+        &["0 of 20 eligible runs since the last training", "0 of 20 examples that the last training"],
     );
 
     // A paraphrase of what is held out, recorded later, stays out: the line is where it was.

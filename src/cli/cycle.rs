@@ -102,7 +102,19 @@ pub fn run(args: &Args) -> Result<Ended> {
         return roles.iter().try_for_each(|role| dry_run(args, &config, &store, role)).map(|()| Ended::Done);
     }
     drop(store);
-    roles.iter().try_for_each(|role| show(args, &make(args, &config, role)?)).map(|()| Ended::Done)
+    let mut failed = None;
+    for role in &roles {
+        match make(args, &config, role) {
+            Ok(report) => show(args, &report)?,
+            // One role does not stand in the way of the others.
+            Err(error) if roles.len() > 1 && !matches!(error, Error::Interrupted { .. }) => {
+                eprintln!("note: the cycle of {role} failed: {error}");
+                failed = failed.or(Some(error));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    failed.map_or(Ok(Ended::Done), Err)
 }
 
 fn make(args: &Args, config: &Config, role: &str) -> Result<Report> {
@@ -306,7 +318,7 @@ fn needs(ready: &Readiness) -> Result<()> {
         let mark = if found >= needed { "enough" } else { "missing" };
         say!("  {name:13} {found} of {needed} {what}: {mark}")
     };
-    line("new runs", ready.new_runs, ready.needed_runs, "since the last export")?;
+    line("new runs", ready.new_runs, ready.needed_runs, "since the last training")?;
     line("examples", ready.examples, ready.needed_examples, "in the set")?;
     line("new in it", ready.new_examples, ready.needed_new, "since the last training")?;
     line("held out", ready.held_out, ready.needed_held_out, "to promote by")?;

@@ -14,7 +14,7 @@ use crate::store::{Eligible, Store};
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Readiness {
     pub role: String,
-    /// Eligible runs since the last export; counted up to `needed_runs`.
+    /// Eligible runs since the last export that was trained on (one by hand delays nothing); counted up to `needed_runs`.
     pub new_runs: usize,
     pub needed_runs: usize,
     /// Examples of the set as it would be now.
@@ -36,7 +36,6 @@ pub fn readiness(store: &Store, config: &Config, role: &str) -> Result<Readiness
     let set = RoleSet::of(store, config, role)?;
     let settings = Settings::from(config);
     let eligible = Eligible { min_reward: settings.min_reward, min_observed: settings.min_observed };
-    let since = store.last_snapshot(role)?.map_or(0, |snapshot| snapshot.newest_run);
     let trained = store.last_training(role)?.map_or(0, |(newest, _)| newest);
     let off = [
         ("enabled", config.enabled),
@@ -46,7 +45,7 @@ pub fn readiness(store: &Store, config: &Config, role: &str) -> Result<Readiness
     ];
     Ok(Readiness {
         role: role.to_owned(),
-        new_runs: store.count_eligible(role, eligible, since, config.auto_export.min_runs)?,
+        new_runs: store.count_eligible(role, eligible, trained, config.auto_export.min_runs)?,
         needed_runs: config.auto_export.min_runs,
         examples: set.curated.train.len(),
         needed_examples: config.auto_train.min_examples,
@@ -67,7 +66,7 @@ impl Readiness {
             missing.push(format!("{name} is switched off"));
         }
         for (found, needed, what) in [
-            (self.new_runs, self.needed_runs, "eligible runs since the last export"),
+            (self.new_runs, self.needed_runs, "eligible runs since the last training"),
             (self.examples, self.needed_examples, "examples in the set"),
             (self.new_examples, self.needed_new, "examples that the last training did not have"),
         ] {
@@ -100,12 +99,9 @@ pub fn is_due(store: &Store, config: &Config, role: &str) -> Result<bool> {
     }
     let settings = Settings::from(config);
     let eligible = Eligible { min_reward: settings.min_reward, min_observed: settings.min_observed };
-    let since = store.last_snapshot(role)?.map_or(0, |snapshot| snapshot.newest_run);
     let trained = store.last_training(role)?.map_or(0, |(newest, _)| newest);
     let has = |after: i64, needed: usize| Ok(store.count_eligible(role, eligible, after, needed)? >= needed);
-    Ok(has(since, config.auto_export.min_runs)?
-        && has(trained, config.auto_train.min_new)?
-        && has(0, config.auto_train.min_examples)?)
+    Ok(has(trained, config.auto_export.min_runs.max(config.auto_train.min_new))? && has(0, config.auto_train.min_examples)?)
 }
 
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
