@@ -19,7 +19,8 @@ CREATE TABLE runs (
     choice_id TEXT,
     evidence TEXT NOT NULL CHECK (evidence IN ('executed', 'judge', 'self_reported')),
     -- Which model or person wrote the output, under which terms.
-    source TEXT CHECK (json_valid(source)),
+    -- An older sqlite3 finds no JSON in null (json_valid was 0 there until 3.42).
+    source TEXT CHECK (source IS NULL OR json_valid(source)),
     may_train INTEGER NOT NULL CHECK (may_train IN (0, 1)),
     -- Good without a reward: from a named source, or edited by a person.
     demonstration INTEGER NOT NULL CHECK (demonstration IN (0, 1)),
@@ -58,7 +59,7 @@ CREATE TABLE signals (
 CREATE TABLE pairs (
     run_id INTEGER PRIMARY KEY REFERENCES runs (id) ON DELETE CASCADE,
     messages TEXT NOT NULL CHECK (json_valid(messages)),
-    tools TEXT CHECK (json_valid(tools))
+    tools TEXT CHECK (tools IS NULL OR json_valid(tools))
 ) STRICT;
 
 CREATE TABLE feedback (
