@@ -138,15 +138,14 @@ pub fn evaluate(
         if let Some(judge) = judge {
             unjudged.append(&mut prefer(judge, items, [&mut candidate, &mut champion], stop, note, progress)?);
         }
-        if let Some((row, why)) = unjudged.values().min() {
+        if let Some((_, told)) = unjudged.values().min() {
             // What says nothing of one side's answer says nothing of the pair.
             for side in [&mut candidate, &mut champion] {
                 side.retain(|result| !unjudged.contains_key(&result.item));
             }
-            let told = format!("row {row} cannot be judged: {why}");
             if candidate.is_empty() {
                 return Err(Error::data(
-                    told + ", and no other row either",
+                    format!("{told}, and no other row can be judged either"),
                     "run the verifier by hand on an answer of yours (docs/verifier.md says in which folder it runs), or name another judge",
                 ));
             }
@@ -259,7 +258,10 @@ fn prefer(
         match (opinion, &mut a.answer, &mut b.answer) {
             (Opinion::Said(said), Some(a), Some(b)) => (a.judged, b.judged) = (Some(said), Some(said.turned())),
             (Opinion::Nothing(said), ..) => {
-                unjudged.insert(item.id.clone(), (item.row, format!("the judge gave no verdict: it said {said:?}")));
+                unjudged.insert(
+                    item.id.clone(),
+                    (item.row, format!("the judge gave no verdict on row {}: it said {said:?}", item.row)),
+                );
             }
             (Opinion::Said(_), ..) => (),
         }
@@ -267,7 +269,7 @@ fn prefer(
     Ok(unjudged)
 }
 
-/// Items that could not be judged: their row, and why.
+/// Items that could not be judged: their row, and what a user is told of it.
 type Unjudged = BTreeMap<String, (usize, String)>;
 
 /// Asks the verifier about every answer. Where it does not work, that says nothing of the answer.
@@ -289,7 +291,7 @@ fn verify(verifier: &Verifier, items: &Items, results: &mut [ItemResult], stop: 
             (Outcome::Broken { why, output }, _) => {
                 let said = output.trim();
                 let said = if said.is_empty() { String::new() } else { format!("; it said: {said}") };
-                unjudged.insert(item.id.clone(), (item.row, format!("the verifier: {why}{said}")));
+                unjudged.insert(item.id.clone(), (item.row, format!("the verifier cannot judge row {}: {why}{said}", item.row)));
             }
             (outcome, Some(answer)) => answer.verified = Some(outcome.passed()),
             (_, None) => (),
