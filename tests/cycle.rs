@@ -61,6 +61,7 @@ fn what_was_recorded_becomes_a_version_that_serves_and_the_next_one_needs_news()
     assert_eq!(Store::open(&root).unwrap().cycles(None, 9).unwrap(), [], "a dry run begins nothing");
     let made = cycle(&peer, &root, &["--max-steps", "200", "--max-tokens", "48"]);
     assert_eq!(made["outcome"], "promoted", "{made}");
+    println!("{}", made["message"]);
     let stages: Vec<&str> = made["stages"].as_array().unwrap().iter().map(|s| s["stage"].as_str().unwrap()).collect();
     assert_eq!(stages, ["export", "train", "register", "evaluate", "promote"]);
     assert_eq!(peer.digest("m-tools:latest"), peer.digest("m-tools:v1"));
