@@ -73,6 +73,22 @@ fn all_with_all(examples: &[Example]) -> Vec<(usize, usize)> {
     found
 }
 
+/// A run that is good enough; a higher number is newer.
+fn candidate(run: i64, group: &str) -> Candidate {
+    Candidate {
+        run,
+        group: group.to_owned(),
+        reward: Some(0.9),
+        observed_weight: 0.75,
+        evidence: Evidence::Executed,
+        vote: None,
+        demonstration: false,
+        may_train: true,
+        review: None,
+        at_ms: run,
+    }
+}
+
 /// (the same, nearly the same, asked again)
 fn counts(found: &[Option<Repeats>]) -> (usize, usize, usize) {
     let count = |is: fn(&Repeats) -> bool| found.iter().flatten().filter(|repeats| is(repeats)).count();
@@ -162,19 +178,7 @@ fn a_real_set_is_split_once_and_what_grows_stays_apart() {
     let Some(folder) = common::data("curate") else { return };
     let mut examples = read(&folder, "alpaca_en_demo.json");
     examples.extend(read(&folder, "gsm8k_train.jsonl").into_iter().take(1000));
-    let run = |(i, _): (usize, &Example)| Candidate {
-        run: i as i64,
-        group: format!("task {i}"),
-        reward: Some(0.9),
-        observed_weight: 0.75,
-        evidence: Evidence::Executed,
-        vote: None,
-        demonstration: false,
-        may_train: true,
-        review: None,
-        at_ms: i as i64,
-    };
-    let runs: Vec<Candidate> = examples.iter().enumerate().map(run).collect();
+    let runs: Vec<Candidate> = (0..examples.len() as i64).map(|run| candidate(run, &format!("task {run}"))).collect();
     let mut texts = |run: i64| Ok(examples[run as usize].clone());
     let mut parts: HashMap<String, Part> = HashMap::new();
     let mut set = |runs: &[Candidate]| {
@@ -227,4 +231,42 @@ fn every_real_file_that_is_written_reads_back_as_it_was() {
     assert_eq!(export::write_preferences(&path, &two).unwrap(), 300);
     let read: Vec<_> = rows::read_as(&path, Wanted::Pairs).unwrap().examples;
     assert_eq!(read, pairs);
+}
+
+/// The numbers of docs/curate.md: `cargo test --release --locked --test curate -- --ignored --nocapture`.
+#[test]
+#[ignore = "a measurement: 100,000 runs"]
+fn a_hundred_thousand_runs_are_curated_in_seconds() {
+    let Some(folder) = common::data("curate") else { return };
+    let files = ["alpaca_en_demo.json", "gsm8k_train.jsonl", "tool_calls_train.jsonl", "children_stories.jsonl"];
+    let real: Vec<Example> = files.iter().flat_map(|file| read(&folder, file)).collect();
+    // The real ones, then copies of which every third word is another: as long, and no duplicates.
+    let copy = |run: i64| {
+        let (mut example, round) = (real[run as usize % real.len()].clone(), run as usize / real.len());
+        for turn in example.messages.iter_mut().filter(|_| round > 0) {
+            let change = |(i, word): (usize, &str)| if i % 3 == round % 3 { format!("{word}{round}") } else { word.to_owned() };
+            turn.content = turn.content.split(' ').enumerate().map(change).collect::<Vec<_>>().join(" ");
+        }
+        Ok(example)
+    };
+    for (what, group) in [("a task each", 1), ("eight of a task", 8)] {
+        let runs: Vec<Candidate> = (0..100_000).map(|run| candidate(run, &format!("task {}", run / group))).collect();
+        let (begun, mut in_texts) = (std::time::Instant::now(), std::time::Duration::ZERO);
+        let mut texts = |run| {
+            let begun = std::time::Instant::now();
+            let example = copy(run);
+            in_texts += begun.elapsed();
+            example
+        };
+        let set = curate(&runs, &HashMap::new(), &mut texts, &Settings { max_examples: 100_000, ..Settings::default() }).unwrap();
+        let seconds = (begun.elapsed() - in_texts).as_secs_f64();
+        println!(
+            "{what}: {seconds:.1} s without the texts, {:.0} runs a second; {} to train on, {} held out; {:?}",
+            100_000.0 / seconds,
+            set.train.len(),
+            set.held_out.len(),
+            set.notes()
+        );
+        assert!(set.train.len() > 90_000 && (450..=500).contains(&set.held_out.len()));
+    }
 }
